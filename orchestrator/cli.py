@@ -1,0 +1,355 @@
+"""The `sweep` command. Results on stdout, messages and progress on stderr.
+
+Exit codes: 0 every trial has a result (diverged included) · 1 finished with failed trials, or
+`verify` found damage · 2 the user's mistake, nothing launched · 3 stopped midway by storage or
+cluster, resumable · 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from orchestrator.environment import DETERMINISM
+from orchestrator.errors import SpectralSweepsError, SweepError, UserError
+
+if TYPE_CHECKING:
+    from orchestrator.results import Results
+    from orchestrator.sweep import Sweep
+
+# Before anything imports torch: --in-process must give the numbers that a worker gives.
+for _name, _value in DETERMINISM.items():
+    os.environ.setdefault(_name, _value)
+
+app = typer.Typer(
+    name="sweep",
+    help="Run sweeps of deep-learning trials and query the spectra of their weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False)
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="A sweep file.")]
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="A sweep file or a results folder.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. base.steps=100."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def main() -> NoReturn:
+    """Entry point of the `sweep` command; ends the process with the exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except SpectralSweepsError as error:
+        # Plain text, no markup: a message may hold brackets.
+        err.print(f"error: {error}", markup=False, soft_wrap=True)
+        code = error.exit_code
+    except typer.Exit as request:
+        code = request.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        if (usage := _usage_error(error)) is None:
+            raise
+        err.print(f"error: {usage}", markup=False, soft_wrap=True)
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_error(error: Exception) -> str | None:
+    """The text of a command-line mistake (typer's own click exceptions), else None."""
+    show = getattr(error, "format_message", None)
+    if show is None:
+        return None
+    context = getattr(error, "ctx", None)
+    hint = f"\nSee: {context.command_path} --help" if context is not None else ""
+    return f"{show()}{hint}"
+
+
+@app.command()
+def run(
+    file: File,
+    set_: Set = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="TRIAL", help="A trial id, or weight_decay=1.0,seed=0."),
+    ] = None,
+    retry: Annotated[
+        str | None, typer.Option(metavar="failed", help="Run failed trials again.")
+    ] = None,
+    rerun: Annotated[
+        str | None,
+        typer.Option(metavar="changed", help="Run trials again whose task's code has changed."),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep results although the task's code has changed.")
+    ] = False,
+    in_process: Annotated[
+        bool,
+        typer.Option("--in-process", help="No Ray: one trial after another, debugger works."),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Trials at once (default: what the machine has).")
+    ] = None,
+) -> None:
+    """Run every trial that has no result yet; running again resumes."""
+    from orchestrator import loading
+    from orchestrator.display import LiveDisplay
+    from orchestrator.driver import Options, run_sweep
+
+    _one_of("--retry", retry, "failed")
+    _one_of("--rerun", rerun, "changed")
+    sweep = loading.load_sweep(file, set_ or ())
+    options = Options(
+        only=sweep.select(only) if only else None,
+        retry_failed=retry is not None,
+        keep=keep,
+        rerun_changed=rerun is not None,
+        in_process=in_process,
+        workers=workers,
+    )
+    projector = loading.projector(sweep)
+    resume = _resume_command()
+    try:
+        with LiveDisplay(sweep, err) as display:
+            outcome = run_sweep(sweep, options, observer=display, projector=projector)
+    except SpectralSweepsError as error:
+        if not isinstance(error, UserError):
+            err.print(f"to resume: {resume}", markup=False, soft_wrap=True)
+        raise
+    if outcome.tracking:
+        err.print(f"tracking: {outcome.tracking}", markup=False, soft_wrap=True)
+    if not outcome.interrupted:
+        _finish(sweep)
+    for trial, kind, last in outcome.failed:
+        err.print(
+            f"failed: {trial.label(sweep.axes)} ({trial.trial_id}): {last or kind}\n"
+            f"  traceback: sweep show {sweep.root} {trial.trial_id}\n"
+            f"  again, alone: sweep run {file} --only {trial.trial_id} --retry failed --in-process",
+            markup=False,
+            soft_wrap=True,
+        )
+    if outcome.interrupted:
+        err.print(f"stopped. To resume: {resume}", markup=False, soft_wrap=True)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _finish(sweep: Sweep) -> None:
+    """Print the findings, the folder and the command that opens the UI."""
+    from orchestrator import loading
+    from orchestrator.results import Results
+
+    results = Results.open(sweep.root)
+    for table in loading.final_tables(results):
+        out.print(table)
+    out.print(f"results: {sweep.root}", markup=False)
+    out.print(f'query:   sweep query {sweep.root} "SELECT * FROM trials"', markup=False)
+    if sweep.tracking.enabled:
+        out.print(f"watch:   sweep ui {sweep.root}", markup=False)
+
+
+@app.command()
+def plan(file: File, set_: Set = None, as_json: Json = False) -> None:
+    """Show what a run would do: trials, how many are committed, the time it would take."""
+    import tasks
+    from orchestrator import loading, planning
+    from orchestrator.display import duration, grid
+
+    sweep = loading.load_sweep(file, set_ or ())
+    found = planning.plan(sweep, tasks.source_hash(sweep.task_class))
+    if as_json:
+        _print_json(dataclasses.asdict(found))
+        return
+    estimate = (
+        f"{duration(found.estimate_seconds)} ({found.estimate_basis})"
+        if found.estimate_seconds is not None
+        else f"unknown: {found.estimate_basis}"
+    )
+    rows = [
+        ["task", found.task],
+        ["configurations", str(found.configurations)],
+        ["trials", str(found.trials)],
+        ["committed", str(found.committed)],
+        ["failed", str(found.failed)],
+        ["with a checkpoint", str(found.checkpointed)],
+        ["to run", str(found.remaining)],
+        ["no longer named by the file", str(found.unnamed)],
+        ["made by other task code", str(found.changed)],
+        ["at once", f"{found.workers} on {found.device}"],
+        ["time", estimate],
+        ["results", found.root],
+    ]
+    out.print(grid(found.name, ["", ""], rows))
+
+
+@app.command()
+def status(target: Target, as_json: Json = False) -> None:
+    """Count the trials by status and name those that failed."""
+    from orchestrator import loading, planning
+
+    store = loading.open_store(target)
+    found = planning.history(store)
+    named = store.sweeps()[-1].trial_ids if store.sweeps() else ()
+    counts: dict[str, int] = {"trials": len(named)}
+    for trial_id in named:
+        state = found.results.get(trial_id) or found.failed.get(trial_id) or "open"
+        counts[state] = counts.get(state, 0) + 1
+    failed = [trial_id for trial_id in named if trial_id in found.failed]
+    running = store.running().num_rows
+    if as_json:
+        _print_json({**counts, "begun": running, "failed_trials": failed})
+        return
+    for name, count in counts.items():
+        out.print(f"{name:<10} {count}")
+    out.print(f"{'begun':<10} {running}  (open trials with a checkpoint or partial rows)")
+    for trial_id in failed:
+        out.print(f"failed: {trial_id}  (sweep show {store.root} {trial_id})", markup=False)
+
+
+@app.command()
+def show(target: Target, trial: str, as_json: Json = False) -> None:
+    """Show one trial: parameters, attempts, errors with their traceback, shards."""
+    from orchestrator import loading
+
+    rows = loading.trial_history(loading.open_store(target), trial)
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        error = row.pop("error") or ""
+        for name, value in row.items():
+            if value not in (None, [], ""):
+                out.print(f"{name:<13} {value}", markup=False)
+        if error:
+            out.print(error, markup=False)
+        out.print()
+
+
+@app.command()
+def query(
+    target: Target,
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT statement.")],
+    format_: Annotated[
+        str | None, typer.Option("--format", metavar="csv|json|parquet", help="For programs.")
+    ] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Also trials that the newest file no longer names.")
+    ] = False,
+) -> None:
+    """Ask the tables trials, scalars, spectra and trends in SQL (DuckDB, read-only)."""
+    from orchestrator import loading
+
+    results = _results(target, "all" if all_ else "newest")
+    loading.print_query(results.sql(sql), format_, out)
+
+
+@app.command()
+def export(
+    target: Target,
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+) -> None:
+    """Write plain Parquet of the committed rows, with a data dictionary."""
+    from orchestrator.export import export as write
+
+    results = _results(target, "newest")
+    write(results, folder)
+    out.print(f"exported: {folder}", markup=False)
+
+
+@app.command()
+def verify(target: Target, as_json: Json = False) -> None:
+    """Check every committed file against its checksum; exit 1 if there is damage."""
+    from orchestrator import loading
+    from orchestrator.verify import verify as check
+
+    report = check(loading.open_store(target).root)
+    if as_json:
+        _print_json(dataclasses.asdict(report))
+    else:
+        for line in report.damage:
+            out.print(f"damage: {line}", markup=False)
+        for line in report.information:
+            out.print(line, markup=False)
+        out.print("damaged" if report.damage else "intact")
+    raise typer.Exit(1 if report.damage else 0)
+
+
+@app.command()
+def track(
+    target: Target,
+    uri: Annotated[str | None, typer.Option(help="An MLflow server (default: the file's).")] = None,
+) -> None:
+    """Bring MLflow up to date with the store; a second time changes nothing."""
+    from orchestrator import loading
+    from orchestrator.tracking import project
+
+    store = loading.open_store(target)
+    projection = project(store, uri=uri or loading.tracking_uri(store))
+    out.print(str(projection), markup=False)
+
+
+@app.command()
+def ui(
+    target: Target,
+    host: Annotated[str, typer.Option(help="Interface to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; the next free one if taken.")] = 5000,
+) -> None:
+    """Open the MLflow UI on the results and keep it open until Ctrl-C."""
+    from orchestrator import loading
+    from orchestrator.tracking import serve
+
+    serve(loading.open_store(target), host=host, port=port)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of sweep files, for editors."""
+    from orchestrator.sweep import schema as make
+
+    _print_json(make())
+
+
+@app.command()
+def tasks(name: Annotated[str | None, typer.Argument(help="One task, in detail.")] = None) -> None:
+    """List the tasks, or the parameters of one with their defaults and meaning."""
+    from orchestrator import loading
+
+    if name is None:
+        for task, where in loading.available_tasks().items():
+            out.print(f"{task:<24} {where}", markup=False)
+        return
+    out.print(loading.describe_task(name))
+
+
+def _results(target: str, scope: str) -> Results:
+    from orchestrator import loading
+    from orchestrator.results import Results
+
+    return Results.open(loading.open_store(target).root, scope=scope)
+
+
+def _one_of(option: str, value: str | None, accepted: str) -> None:
+    if value not in (None, accepted):
+        raise SweepError(option, [f"expected {accepted!r}, got {value!r}"])
+
+
+def _resume_command() -> str:
+    import shlex
+
+    return shlex.join(["sweep", *sys.argv[1:]])
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str))

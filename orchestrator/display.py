@@ -1,0 +1,153 @@
+"""What a person sees: the live display of a run, and tables. Messages and progress on stderr."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bar,
+)
+from rich.table import Table
+
+from orchestrator.execution import Ended, Event, Lost, Started
+from orchestrator.sweep import Sweep
+from orchestrator.trial import Progress
+
+
+class LiveDisplay:
+    """A bar per sweep with trials running, done and failed, rate and ETA; plain lines elsewhere.
+
+    Args:
+        sweep: for its name and the labels of its trials.
+        console: where to draw; plain lines if it is no terminal.
+    """
+
+    def __init__(self, sweep: Sweep, console: Console) -> None:
+        self._sweep = sweep
+        self._console = console
+        self._total = self._skipped = 0
+        self._counts: Counter[str] = Counter()
+        self._fractions: dict[str, float] = {}  # of running trials
+        self._bar = Bar(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[counts]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            disable=not console.is_terminal,
+            transient=False,
+        )
+        self._task = self._bar.add_task(sweep.name, total=1.0, counts="starting")
+        self._began = time.monotonic()
+
+    def __enter__(self) -> LiveDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, total: int, done: int) -> None:
+        """See `driver.Observer`."""
+        self._total, self._skipped = total, done
+        self._began = time.monotonic()
+        resumed = f", {done} already done" if done else ""
+        self.message(f"{self._sweep.name}: {total} trials{resumed}")
+        self._bar.reset(self._task, total=max(total - done, 1e-9))
+        self._update()
+
+    def event(self, event: Event) -> None:
+        """See `driver.Observer`."""
+        match event:
+            case Started(assignment=assignment):
+                self._fractions.update(dict.fromkeys(assignment.trial_ids, 0.0))
+            case Progress(trial=trial, step=step):
+                if trial.trial_id in self._fractions:
+                    self._fractions[trial.trial_id] = step / max(1, trial.evaluations[-1])
+            case Ended(assignment=assignment, result=result):
+                for trial_id in assignment.trial_ids:
+                    self._fractions.pop(trial_id, None)
+                for row in result.rows:
+                    self._counts[row["status"]] += 1
+                self._line(assignment.trials, result.rows)
+            case Lost(assignment=assignment):
+                for trial_id in assignment.trial_ids:
+                    self._fractions.pop(trial_id, None)
+        self._update()
+
+    def message(self, text: str) -> None:
+        """See `driver.Observer`."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def _line(self, trials: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
+        if self._console.is_terminal and all(row["status"] == "completed" for row in rows):
+            return  # the bar shows it
+        for trial, row in zip(trials, rows, strict=False):
+            count = sum(self._counts.values()) + self._skipped
+            label = trial.label(self._sweep.axes)
+            seconds = f"{row['wall_seconds']:.1f} s"
+            at = "" if row["status"] == "completed" else f" at step {row['last_step']}"
+            why = ""
+            if row["status"] == "failed":
+                why = ": " + row["error"].strip().splitlines()[-1]
+            self.message(
+                f"[{count}/{self._total}] {label}: {row['status']}{at} in {seconds}{why}".replace(
+                    "[", "\\[", 1
+                )
+            )
+
+    def _update(self) -> None:
+        finished = sum(self._counts.values())
+        rate = finished / max(time.monotonic() - self._began, 1e-9) * 60
+        parts = [f"{len(self._fractions)} running", f"{finished + self._skipped} done"]
+        parts += [f"[red]{self._counts['failed']} failed[/red]"] if self._counts["failed"] else []
+        parts += [f"{self._counts['diverged']} diverged"] if self._counts["diverged"] else []
+        parts += [f"{rate:.1f}/min"] if finished else []
+        self._bar.update(
+            self._task,
+            completed=finished + sum(self._fractions.values()),
+            counts=" · ".join(parts),
+        )
+
+
+def duration(seconds: float) -> str:
+    """A duration for people: ``8.3 s``, ``2 min 5 s``, ``3 h 20 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def interval(mean: float | None, lower: float | None, upper: float | None) -> str:
+    """A mean with its interval, ``0.31 [0.25, 0.37]``; the mean alone where there is none."""
+    if mean is None or math.isnan(mean):
+        return "–"
+    if lower is None or upper is None or math.isnan(lower) or math.isnan(upper):
+        return f"{mean:.3f}"
+    return f"{mean:.3f} [{lower:.3f}, {upper:.3f}]"
+
+
+def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of texts; the first column is a name, the others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    return table

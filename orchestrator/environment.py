@@ -1,0 +1,130 @@
+"""What ran an attempt: code, versions, hardware, flags. Recorded, never part of a trial's identity.
+
+Also the check that worker and driver run the same code. The import names `spectral` and `tasks` are
+generic, and a user's own `tasks.py` on a worker's path would shadow ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator import files
+from orchestrator.errors import ClusterError
+
+DETERMINISM = {"MKL_CBWR": "AVX2,STRICT"}
+"""Set before torch is imported; without it results depend on memory alignment and thread count."""
+
+PACKAGES = ("spectral", "tasks", "orchestrator")
+_VERSIONS = ("torch", "numpy", "scipy", "pyarrow", "pydantic", "ray", "spectral-sweeps")
+_DIFF_LIMIT = 1_000_000  # characters of `git diff` kept; a larger one is cut and says so
+
+
+def package_origins() -> dict[str, str]:
+    """Import name -> file, and the distribution's version under the key "version"."""
+    origins = {name: str(importlib.import_module(name).__file__) for name in PACKAGES}
+    return origins | {"version": _version("spectral-sweeps")}
+
+
+def check_packages(expected: Mapping[str, str]) -> None:
+    """Refuse to run with other code than the driver's.
+
+    Raises:
+        ClusterError: names each package that differs and where it was found.
+    """
+    found = package_origins()
+    differing = [name for name in expected if found.get(name) != expected[name]]
+    if differing:
+        lines = "\n".join(
+            f"  {name}: driver {expected[name]}, worker {found.get(name)}" for name in differing
+        )
+        raise ClusterError(
+            f"the worker on {platform.node()} does not run the driver's code:\n{lines}\n"
+            "Install the same spectral-sweeps on every node, and rename your own module or package "
+            "if one of these is yours (spectral, tasks and orchestrator are taken)."
+        )
+
+
+def git_facts(folder: Path) -> dict[str, Any]:
+    """Commit and uncommitted changes of the repository that holds a folder; else empty."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    diff = _git(folder, "diff", "HEAD") or ""
+    cut = {"git_diff_cut_at": _DIFF_LIMIT} if len(diff) > _DIFF_LIMIT else {}
+    return {"git_commit": commit.strip(), "git_diff": diff[:_DIFF_LIMIT], **cut}
+
+
+@functools.lru_cache  # asked at every attempt, answered once per process
+def record(root: Path, facts: str, *, threads: int, device: str) -> str:
+    """Describe this process and publish the description once.
+
+    Args:
+        root: the store's folder.
+        facts: what the driver knows, as JSON: git state, task source hash.
+        threads: intra-op threads of the attempt.
+        device: "cpu" or a CUDA device.
+
+    Returns:
+        Its hash, 16 hex characters: the `environment` column of the trials table.
+    """
+    import torch
+
+    described = {
+        **json.loads(facts),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _VERSIONS},
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "gpu": torch.cuda.get_device_name() if device.startswith("cuda") else None,
+        "threads": threads,
+        "flags": {
+            **{name: os.environ.get(name) for name in (*DETERMINISM, "OMP_NUM_THREADS")},
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        },
+    }
+    payload = json.dumps(described, sort_keys=True, indent=1).encode()
+    name = hashlib.sha256(payload).hexdigest()[:16]
+    path = root / "environments" / f"{name}.json"
+    if not path.exists():
+        try:
+            files.publish(path, payload)
+        except FileExistsError:  # another worker with the same environment
+            pass
+    return name
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="replace")
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,151 @@
+"""From what a user writes on the command line to sweeps, stores and tables."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.display import grid, interval
+from orchestrator.errors import SweepError, TrackingError, UserError
+from orchestrator.store import Store
+from orchestrator.sweep import Sweep, load
+
+if TYPE_CHECKING:
+    from orchestrator.driver import Projector
+    from orchestrator.results import Results
+
+
+def load_sweep(file: str, overrides: Sequence[str]) -> Sweep:
+    """Load a sweep file for a command.
+
+    Raises:
+        SweepError: with every problem of the file and of the overrides.
+    """
+    return load(file, overrides)
+
+
+def open_store(target: str) -> Store:
+    """The store of a sweep file or of a results folder.
+
+    Raises:
+        SweepError: the file has problems.
+        StoreError: there are no results yet.
+    """
+    path = Path(target)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return Store.open(load(target).root)
+    return Store.open(path)
+
+
+def projector(sweep: Sweep) -> Callable[[Store], Projector] | None:
+    """What makes the tracker's projector, after a check that the tracker can be reached.
+
+    Raises:
+        UserError: the server does not answer or refuses; nothing was launched.
+    """
+    if not sweep.tracking.enabled:
+        return None
+    from orchestrator import tracking
+
+    if sweep.tracking.uri is not None:
+        try:
+            tracking.check(sweep.tracking.uri)
+        except TrackingError as error:
+            raise UserError(str(error)) from error
+    return lambda store: tracking.Tracker(store, sweep, sweep.tracking.uri)
+
+
+def tracking_uri(store: Store) -> str | None:
+    """The tracking URI that the newest sweep file of a store names, or None."""
+    from orchestrator.document import tracking_uri as read
+
+    records = store.sweeps()
+    return read(records[-1].text) if records else None
+
+
+def trial_history(store: Store, prefix: str) -> list[dict[str, Any]]:
+    """Every commit row of the trial whose id begins with `prefix`.
+
+    Raises:
+        UserError: no trial does, or more than one.
+    """
+    commits = store.commits()
+    known = sorted(set(commits["trial_id"].to_pylist()))
+    matching = [trial_id for trial_id in known if trial_id.startswith(prefix)]
+    if len(matching) != 1:
+        near = difflib.get_close_matches(prefix, known, n=3, cutoff=0.3) or known[:3]
+        what = f"{len(matching)} trials begin" if matching else "no trial with a commit begins"
+        raise UserError(f"{what} with {prefix!r}; for example there are: {', '.join(near)}")
+    return [row for row in commits.to_pylist() if row["trial_id"] == matching[0]]
+
+
+def print_query(table: pa.Table, format_: str | None, console: Console) -> None:
+    """Print a query's result: a table for people, or a format for programs.
+
+    Raises:
+        SweepError: an unknown format.
+    """
+    from orchestrator.query import FORMATS, write_table
+
+    if format_ is not None:
+        if format_ not in FORMATS:
+            raise SweepError("--format", [f"expected {', '.join(FORMATS)}; got {format_!r}"])
+        sys.stdout.flush()
+        write_table(table, format_, sys.stdout.buffer)
+        return
+    shown = Table(header_style="bold")
+    for name in table.column_names:
+        shown.add_column(name)
+    for row in table.slice(0, 1000).to_pylist():
+        shown.add_row(*(_cell(value) for value in row.values()))
+    console.print(shown)
+    if table.num_rows > 1000:
+        console.print(f"the first 1000 of {table.num_rows} rows; --format csv prints all")
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return (text if len(text) <= 80 else text[:77] + "...").replace("[", "\\[")
+
+
+def final_tables(results: Results) -> Iterable[Table]:
+    """The tables that a run ends with, from the committed rows."""
+    raise NotImplementedError
+
+
+def available_tasks() -> dict[str, str]:
+    """Registered tasks and those of installed packages: name -> module:class."""
+    import tasks
+
+    return tasks.available()
+
+
+def describe_task(name: str) -> Table:
+    """Parameters of a task with type, default and meaning.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    import tasks
+
+    try:
+        task_class = tasks.resolve(name)
+    except tasks.TaskError as error:
+        raise UserError(str(error)) from error
+    rows = []
+    for field_name, field in task_class.Config.model_fields.items():
+        default = "required" if field.is_required() else repr(field.default)
+        rows.append([field_name, default, field.description or ""])
+    table = grid(f"{name} (version {task_class.version})", ["parameter", "default", ""], rows)
+    table.columns[2].justify = "left"
+    return table
+
+
+__all__ = ["grid", "interval"]

@@ -1,0 +1,222 @@
+"""What a driver run would do, found out without doing it: history, source, placement, cost."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from orchestrator.errors import SweepError
+from orchestrator.store import Store
+from orchestrator.sweep import Sweep
+
+
+@dataclass
+class History:
+    """What the commits say of each trial.
+
+    Attributes:
+        results: trial_id -> completed, diverged or pruned.
+        failed: trial_id -> "failed", of trials whose newest row that is no result says so.
+        attempts: trial_id -> number of the last attempt that left a row.
+        lost: trial_id -> attempts lost since the last failure.
+    """
+
+    results: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    attempts: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+
+
+def history(store: Store) -> History:
+    """Read the commits of a store."""
+    found = History()
+    outcomes = store.outcomes("all")
+    statuses = zip(outcomes["trial_id"].to_pylist(), outcomes["status"].to_pylist(), strict=True)
+    found.results.update(statuses)
+    commits = store.commits()
+    columns = (commits[name].to_pylist() for name in ("trial_id", "status", "attempt"))
+    for trial_id, status, attempt in zip(*columns, strict=True):
+        found.attempts[trial_id] = max(found.attempts[trial_id], attempt or 0)
+        if status == "lost":
+            found.lost[trial_id] += 1
+            found.failed.pop(trial_id, None)
+        elif status == "failed":
+            found.failed[trial_id] = "failed"
+    for trial_id in found.results:
+        found.failed.pop(trial_id, None)
+    return found
+
+
+def check_source(
+    sweep: Sweep, source_hash: str, *, keep: bool, rerun_changed: bool
+) -> frozenset[str]:
+    """Compare the task's source with the one that made the results in the store.
+
+    Args:
+        sweep: the sweep.
+        source_hash: of the task's code as it is now.
+        keep: accept results of another source.
+        rerun_changed: run those trials again.
+
+    Returns:
+        The trials whose results no longer count (with `rerun_changed`), else nothing.
+
+    Raises:
+        SweepError: the source differs and the user has not said what to do.
+    """
+    changed = changed_trials(sweep, source_hash)
+    if not changed or keep:
+        return frozenset()
+    if rerun_changed:
+        return changed
+    raise SweepError(
+        sweep.source,
+        [
+            f"the code of task {sweep.task_name!r} has changed since {_trials(len(changed))} in "
+            f"{sweep.root} ran, and its version is still {sweep.task_class.version}. If its "
+            "numbers are the same, add --keep; to run those trials again, add --rerun changed; if "
+            "they are a new kind of result, raise the task's version"
+        ],
+    )
+
+
+def changed_trials(sweep: Sweep, source_hash: str) -> frozenset[str]:
+    """Trials of this sweep with a result that another version of the task's source made."""
+    if not (sweep.root / "epochs").is_dir():
+        return frozenset()
+    store = Store.open(sweep.root)
+    environments = store.environments()
+    own = {trial.trial_id for trial in sweep.trials()}
+    outcomes = store.outcomes("all")
+    columns = zip(
+        outcomes["trial_id"].to_pylist(), outcomes["environment"].to_pylist(), strict=True
+    )
+    return frozenset(
+        trial_id
+        for trial_id, name in columns
+        if trial_id in own
+        and environments.get(name, {}).get("task_source", source_hash) != source_hash
+    )
+
+
+def placement(sweep: Sweep, *, limit: int | None = None) -> tuple[str, float, int]:
+    """Where trials run on this machine.
+
+    Args:
+        sweep: the sweep, for its `resources`.
+        limit: at most this many trials at once.
+
+    Returns:
+        (device, GPUs per trial, trials at once).
+
+    Raises:
+        SweepError: one trial asks for more than the machine has.
+    """
+    from orchestrator.machine import machine_resources
+
+    has = machine_resources()
+    gpus = sweep.resources.gpus
+    per_trial = (1.0 if has["GPU"] else 0.0) if gpus == "auto" else float(gpus)
+    problems = []
+    if sweep.resources.cpus > has["CPU"]:
+        problems.append(
+            f"resources.cpus: a trial asks for {sweep.resources.cpus} CPUs, this machine has "
+            f"{has['CPU']:g}"
+        )
+    if per_trial > has["GPU"]:
+        problems.append(
+            f"resources.gpus: a trial asks for {per_trial:g} GPUs, this machine has {has['GPU']:g}"
+        )
+    if problems:
+        raise SweepError(sweep.source, problems)
+    workers = int(has["CPU"] // sweep.resources.cpus)
+    if per_trial:
+        workers = min(workers, math.floor(has["GPU"] / per_trial + 1e-9))
+    return ("cuda" if per_trial else "cpu"), per_trial, max(1, min(workers, limit or workers))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `sweep plan` shows.
+
+    Attributes:
+        trials: trials in the file.
+        configurations: configurations in the file.
+        committed: trials that have a result.
+        failed: trials that failed and would need --retry failed.
+        checkpointed: trials that would continue from a checkpoint.
+        unnamed: committed trials that the file no longer names.
+        changed: committed trials of the file made by another version of the task's source.
+        workers: trials at once on this machine.
+        device: "cpu" or "cuda".
+        estimate_seconds: wall time left, from the wall times of committed trials of this store;
+            null if there is none to go by.
+    """
+
+    name: str
+    task: str
+    root: str
+    trials: int
+    configurations: int
+    committed: int
+    failed: int
+    checkpointed: int
+    remaining: int
+    unnamed: int
+    changed: int
+    device: str
+    workers: int
+    estimate_seconds: float | None
+    estimate_basis: str
+
+
+def plan(sweep: Sweep, source_hash: str) -> Plan:
+    """Find out what a run of this sweep would do on this machine.
+
+    Raises:
+        SweepError: a trial asks for more than the machine has.
+    """
+    device, _, workers = placement(sweep)
+    own = [trial.trial_id for trial in sweep.trials()]
+    found, seconds, checkpointed = History(), [], 0
+    if (sweep.root / "epochs").is_dir():
+        store = Store.open(sweep.root)
+        found = history(store)
+        outcomes = store.outcomes("all")
+        seconds = [value for value in outcomes["wall_seconds"].to_pylist() if value is not None]
+        folder = sweep.root / "checkpoints"
+        held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        checkpointed = len(held & set(own))
+    committed = _count(own, found.results)
+    failed = _count(own, found.failed)
+    remaining = len(own) - committed - failed
+    estimate = sum(seconds) / len(seconds) * remaining / workers if seconds else None
+    return Plan(
+        name=sweep.name,
+        task=sweep.task_name,
+        root=str(sweep.root),
+        trials=len(own),
+        configurations=sweep.num_configurations,
+        committed=committed,
+        failed=failed,
+        checkpointed=checkpointed,
+        remaining=remaining,
+        unnamed=len(set(found.results) - set(own)),
+        changed=len(changed_trials(sweep, source_hash)),
+        device=device,
+        workers=workers,
+        estimate_seconds=estimate,
+        estimate_basis=f"mean wall time of {_trials(len(seconds))} in this store"
+        if seconds
+        else "no trial of this store has finished yet",
+    )
+
+
+def _count(own: Iterable[str], known: dict[str, str]) -> int:
+    return sum(trial_id in known for trial_id in own)
+
+
+def _trials(count: int) -> str:
+    return "1 trial" if count == 1 else f"{count} trials"

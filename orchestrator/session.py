@@ -1,0 +1,184 @@
+"""The driver's half of a store: claim an epoch, accept a sweep file, commit.
+
+Exactly one driver writes commits at a time; `claim` refuses a second one. Everything here is an
+immutable file published once, so a driver that dies at any point leaves a store that the next one
+continues.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from orchestrator import checkpoints, files
+from orchestrator.errors import SweepError
+from orchestrator.schemas import FORMAT_VERSION, commit_table, seal
+from orchestrator.store import Store
+from orchestrator.sweep import Sweep
+
+
+class Session:
+    """One driver run on a store, from `claim` to `close`."""
+
+    def __init__(self, store: Store, lock: files.DriverLock, epoch: int) -> None:
+        self.store = store
+        self.epoch = epoch
+        self._lock = lock
+        self._sequence = 0
+
+    @classmethod
+    def claim(cls, sweep: Sweep, *, rerun: Iterable[str] = ()) -> Session:
+        """Take the store of a sweep for this driver, creating it if need be.
+
+        Args:
+            sweep: the validated file; it becomes the store's newest version.
+            rerun: trials whose earlier results no longer count from here on.
+
+        Raises:
+            StoreBusyError: another driver holds the store.
+            SweepError: the folder belongs to another task or is not ours.
+            StoreError: the storage refuses.
+        """
+        root = sweep.root
+        check_owner(sweep)
+        for name in ("epochs", "sweep", "trials", "scalars", "spectra", "checkpoints"):
+            with files.storage_errors(root / name, "create"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+        lock = files.DriverLock(root / "epochs" / "driver.lock")
+        lock.acquire()
+        try:
+            store = Store(root)
+            version = _accept(store, sweep)
+            return cls(store, lock, _claim_epoch(store, version, frozenset(rerun)))
+        except BaseException:
+            lock.release()
+            raise
+
+    def commit(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Publish one segment: from here on these rows are the truth.
+
+        Raises:
+            StoreError: the storage refuses; none of the rows counts.
+        """
+        if not rows:
+            return
+        sequence = self._sequence + 1
+        payload = seal(commit_table([{**row, "epoch": self.epoch} for row in rows]))
+        self.store.publish(f"trials/{self.epoch:06d}-{sequence:06d}.arrow", payload)
+        self._sequence = sequence
+
+    def discard_checkpoints(self, trial_ids: Iterable[str]) -> None:
+        """Remove the checkpoints of trials whose result is committed."""
+        for trial_id in trial_ids:
+            with files.storage_errors(self.store.root / "checkpoints" / trial_id, "remove"):
+                checkpoints.discard(self.store.root, trial_id)
+
+    def close(self) -> None:
+        """Let the next driver in."""
+        self._lock.release()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def check_owner(sweep: Sweep) -> None:
+    """Refuse a results folder that holds something else.
+
+    Raises:
+        SweepError: the folder belongs to a sweep of another task, or is not a results folder.
+    """
+    root = sweep.root
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise SweepError(sweep.source, [f"{root} is not a folder; choose another name or storage"])
+    if not (root / "epochs").is_dir():
+        if any(root.iterdir()):
+            raise SweepError(
+                sweep.source,
+                [f"{root} exists and is not a results folder; choose another name or storage"],
+            )
+        return
+    records = Store.open(root).sweeps()
+    if records and records[-1].task != sweep.task_name:
+        raise SweepError(
+            sweep.source,
+            [
+                f"{root} belongs to a sweep of task {records[-1].task!r}, this file's task is "
+                f"{sweep.task_name!r}; choose another name"
+            ],
+        )
+
+
+def _accept(store: Store, sweep: Sweep) -> int:
+    """Record this version of the file unless it is the newest already; return its number."""
+    records = store.sweeps()
+    trial_ids = tuple(trial.trial_id for trial in sweep.trials())
+    newest = records[-1] if records else None
+    if newest and (newest.text, newest.overrides, newest.trial_ids) == (
+        sweep.text,
+        sweep.overrides,
+        trial_ids,
+    ):
+        return newest.n
+    n = newest.n + 1 if newest else 1
+    facts = {
+        "name": sweep.name,
+        "task": sweep.task_name,
+        "task_version": sweep.task_class.version,
+        "overrides": list(sweep.overrides),
+        "source": sweep.source,
+        "base": str(sweep.base),
+        "axes": list(sweep.axes),
+        "parameters": sorted(sweep.task_class.Config.model_fields),
+        "accepted_at": datetime.now(UTC).isoformat(),
+    }
+    # The JSON file is published last: it is what makes the version visible.
+    for suffix, payload in (
+        ("trials", "\n".join(trial_ids).encode()),
+        ("yaml", sweep.text.encode()),
+        ("json", json.dumps(facts, indent=1).encode()),
+    ):
+        store.replace(f"sweep/{n}.{suffix}", payload)
+    return n
+
+
+def _claim_epoch(store: Store, sweep_version: int, rerun: frozenset[str]) -> int:
+    while True:
+        epochs = store.epochs()
+        n = epochs[-1].n + 1 if epochs else 1
+        seen = {str(epoch.n): 0 for epoch in epochs}
+        for epoch, sequence, _ in store.counted_segments():
+            seen[str(epoch)] = max(seen[str(epoch)], sequence)
+        facts = {
+            "format": FORMAT_VERSION,
+            "epoch": n,
+            "seen": seen,
+            "rerun": sorted(rerun),
+            "sweep": sweep_version,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started_at": datetime.now(UTC).isoformat(),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        }
+        try:
+            store.publish(f"epochs/{n:06d}.json", json.dumps(facts, indent=1).encode())
+        except FileExistsError:  # another driver was faster by a hair: see what it saw
+            continue
+        return n

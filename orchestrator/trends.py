@@ -1,0 +1,478 @@
+"""Trends: fitted summaries over steps, over seeds and across configurations.
+
+Everything is a pure function of the `trials` and `scalars` tables. Only completed trials enter;
+diverged and pruned ones are counted. Four kinds of rows (schema `TRENDS`):
+
+* `trajectory`: one trial, descriptive only. Points along a trajectory are not independent, so there
+  are no p-values and no intervals.
+* `seeds`: mean, sd and 95 % t interval over the seeds of one configuration.
+* `paired`: the effect of a level of one parameter, from pairs of trials with the same seed that
+  differ in this parameter alone. One row per configuration, never pooled over configurations.
+* `across`: Spearman's rho of the final value against one parameter over all trials.
+
+p-values are not corrected for the number of metrics and matrices tested: whoever picks the smallest
+of m of them should multiply it by m.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import stats
+
+from orchestrator.aggregate import (
+    Floats,
+    IncomparableTrialsError,
+    Ints,
+    Rows,
+    completed_rows,
+    encode,
+    moments,
+    starts_of,
+    sums,
+    t_interval,
+)
+
+TRENDS = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("config_id", pa.string()),
+        ("trial_id", pa.string()),
+        ("parameter", pa.string()),
+        ("contrast", pa.string()),
+        ("subject", pa.string()),
+        ("metric", pa.string()),
+        ("statistic", pa.string()),
+        ("value", pa.float64()),
+        ("lower", pa.float64()),
+        ("upper", pa.float64()),
+        ("n", pa.int64()),
+        ("method", pa.string()),
+    ]
+)
+MAX_POINTS = 200  # of one trajectory, for the statistics that look at every pair of points
+MAX_PERMUTATIONS = 10_000
+_CHUNK = 1 << 18  # float64 entries of one temporary array: 2 MiB, about a core's cache
+
+
+def fit(trials: pa.Table, scalars: pa.Table, parameters: Sequence[str]) -> pa.Table:
+    """Every trend of a sweep.
+
+    Args:
+        trials: columns trial_id, config_id, seed, status and one per parameter.
+        scalars: the table of design section 6.
+        parameters: *every* swept parameter, whatever its type. Those that are not numbers or have a
+            single level get no trends of their own, but still tell configurations apart.
+
+    Returns:
+        A table of schema `TRENDS`; null where a statistic is not defined. Statistics per kind:
+
+        trajectory: `initial`, `final` (first and last recorded value; n counts recorded steps),
+            `num_flagged`, and over the finite points (n counts them) `largest_drop`,
+            `largest_drop_step`, `slope`, `kendall_tau`.
+        seeds: `initial/mean`, `initial/sd`, the same for `final` and `slope`. Also, without subject
+            and metric, `num_diverged` and `num_pruned` (n counts the configuration's trials).
+        paired: `final/mean_difference`, level minus reference, the smallest level being the
+            reference; n counts pairs; config_id is the configuration of the level.
+        across: `spearman`, `spearman/p` (two-sided), `spearman/smallest_p` (the smallest p that any
+            arrangement of these values could have had). n counts trials.
+
+    Raises:
+        IncomparableTrialsError: see `aggregate.completed_rows`; also if two trials of one seed are
+            equal in all of `parameters` but belong to different configurations.
+    """
+    rows = completed_rows(trials, scalars)
+    trajectories = _Trajectories(rows)
+    tables = [
+        *trajectories.tables(),
+        *_seeds(trajectories),
+        *_counts(rows, trials),
+        *_effects(trajectories, parameters),
+    ]
+    return pa.concat_tables(tables)
+
+
+def theil_sen(x: Floats, values: Floats) -> Floats:
+    """Theil-Sen slope: the median of (y_j - y_i) / (x_j - x_i) over all pairs of points.
+
+    Up to 29 % of the points may be arbitrary without breaking it. For many series on one grid at
+    once, 5 times as fast as a loop over `scipy.stats.theilslopes`, whose slope it equals.
+
+    Args:
+        x: (P,) strictly increasing.
+        values: (T, P), finite.
+
+    Returns:
+        (T,) in units of values per unit of x; NaN if P < 2.
+
+    Source:
+        Sen, J. Am. Stat. Assoc. 63 (1968) 1379.
+    """
+    i, j = np.triu_indices(x.size, 1)
+    slopes = np.full(len(values), np.nan)
+    for part in _chunks(len(values) if i.size else 0, i.size):
+        slopes[part] = np.median((values[part][:, j] - values[part][:, i]) / (x[j] - x[i]), axis=1)
+    return slopes
+
+
+def kendall_tau(values: Floats) -> Floats:
+    """Kendall's tau-b of each series against its steps: +1 always rising, -1 always falling.
+
+    tau_b = sum_{i<j} sign(y_j - y_i) / sqrt(N (N - ties)),  N = P (P - 1) / 2; steps have no ties.
+
+    Args:
+        values: (T, P), finite, in order of increasing step.
+
+    Returns:
+        (T,) in [-1, 1]; NaN for a constant series or P < 2.
+
+    Source:
+        Kendall, Biometrika 33 (1945) 239.
+    """
+    i, j = np.triu_indices(values.shape[1], 1)
+    score, untied = np.zeros(len(values)), np.zeros(len(values))
+    for part in _chunks(len(values), i.size):
+        rises = np.sum(values[part][:, j] > values[part][:, i], axis=1)
+        falls = np.sum(values[part][:, j] < values[part][:, i], axis=1)
+        score[part], untied[part] = rises - falls, rises + falls
+    with np.errstate(invalid="ignore"):
+        return np.asarray(score / np.sqrt(i.size * untied))
+
+
+def largest_drop(steps: Ints, values: Floats) -> tuple[Floats, Floats]:
+    """The largest decrease from one recorded step to the next, and the step it was complete at.
+
+    It depends on the schedule of snapshots: log-spaced ones are further apart late in training.
+
+    Args:
+        steps: (P,) increasing.
+        values: (T, P), finite.
+
+    Returns:
+        drop (T,), >= 0, and its step (T,): the later of the two, the first in a tie, NaN if the
+        series never decreases. Both are NaN if P < 2.
+    """
+    if steps.size < 2:
+        return np.full(len(values), np.nan), np.full(len(values), np.nan)
+    drops = values[:, :-1] - values[:, 1:]
+    at = drops.argmax(axis=1)
+    drop = np.maximum(drops[np.arange(len(values)), at], 0.0)
+    return drop, np.where(drop > 0, steps[1:][at], np.nan)
+
+
+@dataclass(frozen=True)
+class Association:
+    """Spearman's rho of M outcomes with one parameter, and permutation p-values.
+
+    Attributes:
+        rho: (M,) NaN if an outcome is constant, as are the p-values then.
+        p: (M,) two-sided: the fraction of arrangements with |rho| at least as large as observed.
+        smallest_p: (M,) the p of the most extreme arrangement; in a sample, its resolution.
+        num_permutations: arrangements looked at, the observed one included.
+        exact: whether these are all there are.
+    """
+
+    rho: Floats
+    p: Floats
+    smallest_p: Floats
+    num_permutations: int
+    exact: bool
+
+
+def spearman_in_blocks(
+    levels: Floats, outcomes: Floats, blocks: Ints, max_permutations: int = MAX_PERMUTATIONS
+) -> Association:
+    """Spearman's rho over all n trials, tested by permuting the levels inside each block.
+
+    Under the null hypothesis the trials of a block are exchangeable, so the p-value is exact
+    whatever the distribution, and what differs between blocks (the seed) cannot produce it. All
+    prod_b n_b! arrangements are enumerated if there are at most `max_permutations`; otherwise that
+    many are drawn with a fixed seed and the observed one is added (Phipson & Smyth 2010).
+    Rank products are integers below 2^53 up to n = 10^5, so ties with the observed rho are exact.
+
+    Args:
+        levels: (n,) of the parameter.
+        outcomes: (n, M), finite.
+        blocks: (n,) block of each trial.
+        max_permutations: where enumeration ends and sampling begins.
+    """
+    n = levels.size
+    order = np.argsort(blocks, kind="stable")
+    x = 2 * stats.rankdata(levels[order]) - (n + 1)  # twice the centred mid-ranks: integers
+    y = 2 * stats.rankdata(outcomes[order], axis=0) - (n + 1)
+    members = np.split(np.arange(n), np.flatnonzero(np.diff(blocks[order])) + 1)
+    score = np.abs(x @ y)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rho = (x @ y) / np.sqrt((x @ x) * (y**2).sum(axis=0))
+    log_total = sum(math.lgamma(len(block) + 1) for block in members)
+    exact = log_total <= math.log(max_permutations) + 1e-9
+    if exact:
+        scores = np.zeros((1, y.shape[1]))
+        for block in members:
+            arranged = x[np.array(list(itertools.permutations(block)))] @ y[block]
+            scores = (scores[:, None] + arranged[None]).reshape(-1, y.shape[1])
+        scores = np.abs(scores)
+        total = len(scores)
+        extreme = (scores >= score).sum(axis=0)
+        smallest = (scores == scores.max(axis=0)).sum(axis=0) / total
+    else:
+        total = max_permutations + 1
+        extreme = np.ones(y.shape[1], np.int64)
+        smallest = np.full(y.shape[1], 1 / total)
+        generator = np.random.default_rng(0)
+        size = max(_CHUNK // n, 1)
+        for start in range(0, max_permutations, size):
+            arranged = np.tile(x, (min(size, max_permutations - start), 1))
+            for block in members:
+                inside = slice(block[0], block[-1] + 1)
+                arranged[:, inside] = generator.permuted(arranged[:, inside], axis=1)
+            extreme += (np.abs(arranged @ y) >= score).sum(axis=0)
+    undefined = np.isnan(rho)
+    p, smallest = (np.where(undefined, np.nan, v) for v in (extreme / total, smallest))
+    return Association(rho, p, smallest, total, exact)
+
+
+class _Trajectories:
+    """One series per (trial, subject, metric), with its descriptive statistics as arrays."""
+
+    def __init__(self, rows: Rows) -> None:
+        order = np.lexsort((rows.step, rows.of_series, rows.trial))
+        trial, series, step = rows.trial[order], rows.of_series[order], rows.step[order]
+        value = rows.value[order]
+        starts = starts_of(trial, series)
+        self.rows, self.trial, self.series = rows, trial[starts], series[starts]
+        self.length = np.diff(starts, append=step.size)
+        self.initial, self.final = value[starts], value[starts + self.length - 1]
+        self.num_flagged = sums(rows.flagged[order].astype(np.float64), starts)
+        self.num_finite = np.zeros(starts.size, np.int64)
+        self.fitted = {
+            name: np.full(starts.size, np.nan)
+            for name in ("largest_drop", "largest_drop_step", "slope", "kendall_tau")
+        }
+        self._describe(np.repeat(np.arange(starts.size), self.length), step, value)
+
+    def _describe(self, owner: Ints, step: Ints, value: Floats) -> None:
+        finite = np.isfinite(value)
+        owner, step, value = owner[finite], step[finite], value[finite]
+        starts = starts_of(owner)
+        ends = starts + np.diff(starts, append=owner.size)
+        alike: dict[bytes, list[int]] = {}  # series recorded at the same steps are fitted together
+        for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            alike.setdefault(step[start:end].tobytes(), []).append(index)
+        for key, indices in alike.items():
+            steps = np.frombuffer(key, np.int64)
+            values = value[starts[indices][:, None] + np.arange(steps.size)]
+            mine = owner[starts[indices]]
+            kept = np.arange(steps.size)
+            if steps.size > MAX_POINTS:
+                kept = np.round(np.linspace(0, steps.size - 1, MAX_POINTS)).astype(np.int64)
+            drop, at = largest_drop(steps, values)
+            self.num_finite[mine] = steps.size
+            self.fitted["largest_drop"][mine] = drop
+            self.fitted["largest_drop_step"][mine] = at
+            self.fitted["slope"][mine] = theil_sen(np.log10(steps[kept] + 1.0), values[:, kept])
+            self.fitted["kendall_tau"][mine] = kendall_tau(values[:, kept])
+
+    def tables(self) -> list[pa.Table]:
+        drop = "largest decrease between consecutive recorded steps"
+        pairs = f"at most {MAX_POINTS} points, evenly thinned"
+        recorded, finite, fitted = self.length, self.num_finite, self.fitted
+        statistics = [
+            ("initial", self.initial, recorded, "value at the first recorded step"),
+            ("final", self.final, recorded, "value at the last recorded step"),
+            ("num_flagged", self.num_flagged, recorded, "count of flagged rows"),
+            ("largest_drop", fitted["largest_drop"], finite, drop),
+            ("largest_drop_step", fitted["largest_drop_step"], finite, f"{drop}: the later step"),
+            ("slope", fitted["slope"], finite, f"Theil-Sen against log10(step + 1), {pairs}"),
+            ("kendall_tau", fitted["kendall_tau"], finite, f"Kendall tau-b against step, {pairs}"),
+        ]
+        trials = self.rows.trials.select(["trial_id", "config_id"]).take(pa.array(self.trial))
+        labels = dict(zip(trials.column_names, trials.columns, strict=True))
+        return [
+            _table(self.rows, "trajectory", name, method, n, (value,), self.series, **labels)
+            for name, value, n, method in statistics
+        ]
+
+    def finals(self) -> Floats:
+        """(T, S) final values of each completed trial in each series, NaN if it has none."""
+        matrix = np.full((self.rows.trials.num_rows, len(self.rows.series)), np.nan)
+        matrix[self.trial, self.series] = self.final
+        return matrix
+
+
+def _seeds(trajectories: _Trajectories) -> list[pa.Table]:
+    rows, all_configs = trajectories.rows, trajectories.rows.config[trajectories.trial]
+    tables = []
+    for name, values in (
+        ("initial", trajectories.initial),
+        ("final", trajectories.final),
+        ("slope", trajectories.fitted["slope"]),
+    ):
+        order = np.lexsort((trajectories.trial, trajectories.series, all_configs))
+        order = order[np.isfinite(values[order])]
+        config, series = all_configs[order], trajectories.series[order]
+        starts = starts_of(config, series)
+        n, mean, sd = moments(values[order], starts)
+        config_ids = pa.array(rows.config_ids, pa.string()).take(pa.array(config[starts]))
+        for statistic, method, estimate in (
+            ("mean", "mean over seeds, 95 % Student-t interval", (mean, *t_interval(mean, sd, n))),
+            ("sd", "standard deviation over seeds, ddof = 1", (sd,)),
+        ):
+            of, statistic = series[starts], f"{name}/{statistic}"
+            tables.append(
+                _table(rows, "seeds", statistic, method, n, estimate, of, config_id=config_ids)
+            )
+    return tables
+
+
+def _counts(rows: Rows, trials: pa.Table) -> list[pa.Table]:
+    """How many trials each configuration lost to divergence and pruning."""
+    ended = trials.filter(pc.is_in(trials["status"], pa.array(["completed", "diverged", "pruned"])))
+    config, config_ids = encode(ended["config_id"])
+    n = np.bincount(config, minlength=len(config_ids))
+    method = "count of trials, left out of every other statistic"
+    tables = []
+    for status in ("diverged", "pruned"):
+        lost = pc.equal(ended["status"], status).to_numpy()
+        count = np.bincount(config[lost], minlength=len(config_ids)).astype(np.float64)
+        labels = {"config_id": pa.array(config_ids, pa.string())}
+        tables.append(_table(rows, "seeds", f"num_{status}", method, n, (count,), **labels))
+    return tables
+
+
+def _effects(trajectories: _Trajectories, parameters: Sequence[str]) -> list[pa.Table]:
+    """Paired effects and Spearman's rho of every numeric parameter with at least two levels."""
+    rows, finals = trajectories.rows, trajectories.finals()
+    columns = {name: rows.trials.column(name) for name in parameters}
+    values = {name: column.to_pylist() for name, column in columns.items()}
+    seeds = rows.trials.column("seed").to_pylist()
+    if values:
+        _require_told_apart(rows, seeds, values)
+    tables = []
+    for name, column in columns.items():
+        kind = column.type
+        numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        chosen = np.flatnonzero([level is not None for level in values[name]])
+        if not numeric or len({values[name][t] for t in chosen}) < 2:
+            continue
+        levels = [values[name][t] for t in chosen]
+        others = [other for key, other in values.items() if key != name]
+        seed_blocks = _codes([seeds[t] for t in chosen])
+        blocks = _codes([(seeds[t], *(other[t] for other in others)) for t in chosen])
+        tables += _paired(rows, name, chosen, levels, blocks, finals[chosen])
+        inside = "equal seed and other parameters" if others else "equal seed"
+        if np.bincount(blocks).max() == 1:  # parameters that move together: no two differ in one
+            blocks, inside = seed_blocks, "equal seed"
+        tables += _across(rows, name, np.array(levels, np.float64), blocks, finals[chosen], inside)
+    return tables
+
+
+def _across(
+    rows: Rows, parameter: str, levels: Floats, blocks: Ints, finals: Floats, inside: str
+) -> list[pa.Table]:
+    tables = []
+    present = np.isfinite(finals)
+    for mask in np.unique(present, axis=1).T:  # series of the same trials share permutations
+        series = np.flatnonzero((present == mask[:, None]).all(axis=0))
+        if np.unique(levels[mask]).size < 2:
+            continue
+        found = spearman_in_blocks(levels[mask], finals[np.ix_(mask, series)], blocks[mask])
+        how = "all" if found.exact else "the observed and random"
+        method = f"{how} permutations inside blocks of {inside}: {found.num_permutations:,}"
+        n = np.full(series.size, mask.sum())
+        for statistic, value in (
+            ("spearman", found.rho),
+            ("spearman/p", found.p),
+            ("spearman/smallest_p", found.smallest_p),
+        ):
+            of = {"parameter": parameter}
+            tables.append(_table(rows, "across", statistic, method, n, (value,), series, **of))
+    return tables
+
+
+def _paired(
+    rows: Rows, parameter: str, chosen: Ints, levels: list[Any], blocks: Ints, finals: Floats
+) -> list[pa.Table]:
+    reference = min(levels)
+    at_reference = {blocks[i]: i for i, level in enumerate(levels) if level == reference}
+    pairs: dict[tuple[Any, int], list[tuple[int, int]]] = {}
+    for i, level in enumerate(levels):
+        if level != reference and blocks[i] in at_reference:
+            config = int(rows.config[chosen[i]])
+            pairs.setdefault((level, config), []).append((i, at_reference[blocks[i]]))
+    tables = []
+    for (level, config), both in sorted(pairs.items()):
+        difference = finals[[i for i, _ in both]] - finals[[j for _, j in both]]  # (pairs, S)
+        of_series, pair = np.nonzero(np.isfinite(difference.T))
+        starts = starts_of(of_series)
+        n, mean, sd = moments(difference[pair, of_series], starts)
+        labels = {
+            "config_id": rows.config_ids[config],
+            "parameter": parameter,
+            "contrast": f"{level!r} vs {reference!r}",
+        }
+        method = "pairs of equal seed and other parameters, 95 % Student-t interval"
+        estimate = (mean, *t_interval(mean, sd, n))
+        statistic, series = "final/mean_difference", of_series[starts]
+        tables.append(_table(rows, "paired", statistic, method, n, estimate, series, **labels))
+    return tables
+
+
+def _table(
+    rows: Rows,
+    kind: str,
+    statistic: str,
+    method: str,
+    n: Ints,
+    estimate: tuple[Floats, ...],
+    series: Ints | None = None,
+    **labels: Any,
+) -> pa.Table:
+    """Rows of schema `TRENDS` from an estimate (value, or value, lower, upper); NaN becomes null.
+
+    Labels are columns, or one string for all rows.
+    """
+    labels |= {"kind": kind, "statistic": statistic, "method": method, "n": n}
+    if series is not None:
+        for place, name in enumerate(("subject", "metric")):
+            names = pa.array([pair[place] for pair in rows.series], pa.string())
+            labels[name] = names.take(pa.array(series))
+    for name, numbers in zip(("value", "lower", "upper"), estimate, strict=False):
+        labels[name] = pa.array(numbers, pa.float64(), mask=np.isnan(numbers))
+    columns = []
+    for field in TRENDS:
+        column = labels.get(field.name)
+        if column is None or isinstance(column, str):
+            column = pa.repeat(pa.scalar(column, field.type), len(n))
+        columns.append(column)
+    return pa.table(columns, schema=TRENDS)
+
+
+def _chunks(num_series: int, num_pairs: int) -> list[slice]:
+    size = max(_CHUNK // max(num_pairs, 1), 1)
+    return [slice(start, start + size) for start in range(0, num_series, size)]
+
+
+def _codes(keys: Sequence[Hashable]) -> Ints:
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(key, len(seen)) for key in keys], np.int64)
+
+
+def _require_told_apart(rows: Rows, seeds: list[int], values: dict[str, list[Any]]) -> None:
+    first: dict[Hashable, int] = {}
+    for trial, key in enumerate(zip(seeds, *values.values(), strict=True)):
+        other = first.setdefault(key, trial)
+        if other != trial:
+            trial_ids = [rows.trials.column("trial_id")[t].as_py() for t in (other, trial)]
+            raise IncomparableTrialsError(
+                f"trials {trial_ids[0]} and {trial_ids[1]} have the same seed and are equal in"
+                f" {', '.join(values)}, yet are different configurations: name"
+                " every swept parameter"
+            )

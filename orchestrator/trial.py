@@ -1,0 +1,300 @@
+"""The training loop on a worker: one ordinary function, the same in a test, a process or Ray.
+
+`run_group` trains the trials of one group, measures them while they train, publishes shards and
+checkpoints, and returns the rows that the driver may commit. It knows neither Ray, MLflow nor
+Optuna.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import platform
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import spectral
+from orchestrator import checkpoints, environment
+from orchestrator.errors import SpectralSweepsError
+from orchestrator.expansion import Trial  # not from sweep: a worker reads no YAML
+from orchestrator.rows import Buffer
+from spectral import ScalarRow
+from tasks import resolve
+from tasks.training import evaluate, make_streams, start, train_step
+
+FIRST_PUBLISH_SECONDS = 1.0
+"""Partial rows are published after this long, then at doubling intervals up to ten minutes."""
+LAST_PUBLISH_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One dispatch of a group to a worker."""
+
+    trials: tuple[Trial, ...]
+    attempts: tuple[int, ...]  # one per trial, counted over the life of the store
+
+    @property
+    def trial_ids(self) -> tuple[str, ...]:
+        """Which trials; identifies an assignment among those under way."""
+        return tuple(trial.trial_id for trial in self.trials)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every assignment of one driver run has in common; a worker is told once."""
+
+    root: str  # the store's folder
+    epoch: int
+    threads: int  # intra-op threads of a trial
+    device: str  # "cpu" or "cuda"
+    checkpoint_seconds: float
+    source_hash: str  # of the task's code
+    keep: bool = False  # the user vouches for checkpoints of another task source
+    facts: str = "{}"  # JSON: what the driver adds to the environment's description
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Scalars of a trial that is still running; also the sign that its worker lives."""
+
+    trial: Trial
+    step: int
+    scalars: tuple[ScalarRow, ...]
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """How an attempt ended.
+
+    Attributes:
+        rows: one commit row per trial; empty if it was stopped, its state is in a checkpoint.
+        stopped_at: the step of that checkpoint, or None.
+        error: the exception of a failed attempt, for an executor that raises it.
+    """
+
+    rows: tuple[dict[str, Any], ...]
+    stopped_at: int | None = None
+    error: BaseException | None = None
+
+
+def run_group(
+    assignment: Assignment,
+    context: Context,
+    *,
+    progress: Callable[[Progress], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> GroupResult:
+    """Train one group to the end, to divergence, to an error, or until asked to stop.
+
+    Args:
+        assignment: what to train; one trial per group for now.
+        context: where its rows go and how it is run.
+        progress: called at each measured step with the scalars just measured.
+        stop: asked before every training step; if true the group is checkpointed and left.
+
+    Returns:
+        Commit rows with status "completed" or "diverged"; "failed", with the traceback and the
+        rows so far, when the task's code raised.
+
+    Raises:
+        StoreError: the storage refused. That is not the trial's fault, so it is no row.
+    """
+    attempt = _Attempt(assignment, context)
+    try:
+        return attempt.run(progress, stop)
+    except SpectralSweepsError:
+        raise
+    except (Exception, SystemExit) as error:  # sys.exit in task code fails its trial, no more
+        return attempt.failed(error)
+
+
+class _Attempt:
+    """The state of one attempt between its first and its last step."""
+
+    def __init__(self, assignment: Assignment, context: Context) -> None:
+        if len(assignment.trials) != 1:
+            raise ValueError(f"a group has one trial for now, got {len(assignment.trials)}")
+        self.assignment = assignment
+        self.context = context
+        self.trial = assignment.trials[0]
+        self.root = Path(context.root)
+        self.stem = f"{self.trial.trial_id}-{context.epoch}.{assignment.attempts[0]}"
+        self.began = time.monotonic()
+        self.started_at = datetime.now(UTC)
+        self.earlier_seconds = 0.0  # spent by attempts that this one continues
+        self.step = 0
+        self.buffer = Buffer()
+        self.shards: list[dict[str, Any]] = []
+        self.environment = ""
+        self.snapshot_state: spectral.SnapshotState | None = None
+        self.measured = -1  # the last step whose measurements are in the buffer or published
+        self.next_publish = self.began + FIRST_PUBLISH_SECONDS
+        self.next_checkpoint = self.began + context.checkpoint_seconds
+
+    def run(self, progress: Callable[[Progress], None], stop: Callable[[], bool]) -> GroupResult:
+        torch.set_num_threads(self.context.threads)
+        self.environment = environment.record(
+            self.root,
+            self.context.facts,
+            threads=self.context.threads,
+            device=self.context.device,
+        )
+        task_class = resolve(self.trial.task)
+        config = task_class.Config(**self.trial.params)
+        task = task_class([config])
+        streams = make_streams([config], [self.trial.seed]).to(self.context.device)
+        model, state = start(task, streams)
+        views = task.views(model)
+        self._resume(state)
+        evaluations = frozenset(self.trial.evaluations)
+        snapshots = frozenset(self.trial.snapshots)
+
+        while True:
+            self.step = step = state.step
+            if step in evaluations and step > self.measured:
+                rows = _evaluation_rows(evaluate(task, model, state, streams))
+                bad = _first_bad(state.first_bad, rows, step)
+                if step in snapshots:
+                    rows += self._snapshot(views, state.parameters, step)
+                if bad is not None:
+                    rows = [row._replace(flag=row.flag or "diverged") for row in rows]
+                self.buffer.scalars(self.trial.trial_id, step, rows)
+                self.measured = step
+                progress(Progress(self.trial, step, tuple(rows)))
+                if bad is not None:
+                    return self._finish("diverged", bad)
+            if step >= config.steps:
+                return self._finish("completed", step)
+            now = time.monotonic()
+            if stopping := stop():
+                self.next_checkpoint = now
+            if now >= self.next_publish:
+                self._publish()
+                self.next_publish = now + min(2 * (now - self.began), LAST_PUBLISH_SECONDS)
+            if now >= self.next_checkpoint:
+                self._checkpoint(state.state_dict())
+                self.next_checkpoint = time.monotonic() + self.context.checkpoint_seconds
+            if stopping:
+                return GroupResult((), stopped_at=step)
+            train_step(task, model, state, streams)
+
+    def failed(self, error: BaseException) -> GroupResult:
+        self._publish()
+        row = self._row("failed", self.step)
+        row["error_kind"] = type(error).__name__
+        row["error"] = "".join(traceback.format_exception(error))
+        return GroupResult((row,), error=error)
+
+    def _snapshot(
+        self, views: Sequence[spectral.MatrixView], parameters: Mapping[str, Tensor], step: int
+    ) -> list[ScalarRow]:
+        [snapshot], self.snapshot_state = spectral.take_snapshot(
+            views, parameters, self.trial.measure, self.snapshot_state
+        )
+        self.buffer.spectra(self.trial.trial_id, step, snapshot.spectra)
+        return snapshot.scalars
+
+    def _finish(self, status: str, last_step: int) -> GroupResult:
+        self._publish()
+        return GroupResult((self._row(status, last_step),))
+
+    def _publish(self) -> None:
+        self.shards += self.buffer.publish(self.root, self.stem)
+
+    def _checkpoint(self, state: dict[str, Any]) -> None:
+        rows = {
+            name: torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+            for name, payload in self.buffer.dump().items()
+        }
+        content = {
+            "training": state,
+            "snapshot_state": self.snapshot_state,
+            "rows": rows,
+            "measured": self.measured,
+        }
+        sink = io.BytesIO()
+        torch.save(content, sink)
+        header = checkpoints.Header(
+            step=self.step,
+            attempt=self.assignment.attempts[0],
+            source_hash=self.context.source_hash,
+            trial=_identity(self.trial),
+            shards=self.shards,
+            wall_seconds=self._wall_seconds(),
+        )
+        checkpoints.write(self.root, self.trial.trial_id, header, sink.getvalue())
+
+    def _resume(self, state: Any) -> None:
+        """Continue from the newest valid checkpoint, if there is one of the same task source."""
+        found = checkpoints.newest_valid(self.root, self.trial.trial_id)
+        if found is None:
+            return
+        header, payload = found
+        if header.source_hash != self.context.source_hash and not self.context.keep:
+            return
+        content = torch.load(
+            io.BytesIO(payload), weights_only=True, map_location=self.context.device
+        )
+        state.load(content["training"])
+        self.snapshot_state = content["snapshot_state"]
+        dumped = {name: bytes(t.cpu().numpy().tobytes()) for name, t in content["rows"].items()}
+        self.buffer = Buffer.restore(dumped)
+        self.measured = int(content["measured"])
+        self.shards = [dict(shard) for shard in header.shards]
+        self.earlier_seconds = header.wall_seconds
+        self.step = state.step
+
+    def _wall_seconds(self) -> float:
+        return self.earlier_seconds + time.monotonic() - self.began
+
+    def _row(self, status: str, last_step: int) -> dict[str, Any]:
+        return {
+            **_identity(self.trial),
+            "status": status,
+            "last_step": last_step,
+            "attempt": self.assignment.attempts[0],
+            "group_size": len(self.assignment.trials),
+            "started_at": self.started_at,
+            "ended_at": datetime.now(UTC),
+            "wall_seconds": self._wall_seconds(),
+            "host": platform.node(),
+            "device": self.context.device,
+            "environment": self.environment,
+            "parents": list(self.trial.parents),
+            "shards": self.shards,
+        }
+
+
+def _identity(trial: Trial) -> dict[str, Any]:
+    return {
+        "trial_id": trial.trial_id,
+        "config_id": trial.config_id,
+        "seed": trial.seed,
+        "params": json.dumps(dict(trial.params), sort_keys=True),
+    }
+
+
+def _evaluation_rows(metrics: Mapping[tuple[str, str], Tensor]) -> list[ScalarRow]:
+    return [
+        ScalarRow(split, metric, float(value[0]), None, None, "evaluation", None)
+        for (split, metric), value in metrics.items()
+    ]
+
+
+def _first_bad(first_bad: Tensor, rows: Sequence[ScalarRow], step: int) -> int | None:
+    """The first step with a non-finite training loss, or this one if an evaluation shows it."""
+    found = int(first_bad[0])
+    if found >= 0:
+        return found
+    finite = all(math.isfinite(row.value) for row in rows if row.metric == "loss")
+    return None if finite else step

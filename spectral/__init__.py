@@ -1,0 +1,57 @@
+"""Singular values of the weights of neural networks, each with its error bound.
+
+Imports torch, numpy and scipy only. Every function is pure: no tensor, gradient or generator of the
+caller is modified.
+"""
+
+from spectral.decompose import EFFECTIVE_RANK_TOLERANCE, Decomposition, decompose
+from spectral.metrics import MEASUREMENTS, METRICS, QUANTITIES, Metric
+from spectral.ranks import (
+    Bounded,
+    effective_rank,
+    effective_ranks,
+    frobenius_norm,
+    normalised,
+    spectral_norm,
+    stable_rank,
+)
+from spectral.snapshot import (
+    COLLAPSED_BELOW,
+    ScalarRow,
+    Snapshot,
+    SnapshotState,
+    SpectrumRow,
+    take_snapshot,
+)
+from spectral.views import Coupling, CouplingEnd, MatrixView, discover
+
+# Part of every trial's identity: raised whenever a measured number changes.
+METHOD_VERSION = 1
+
+__all__ = [
+    "COLLAPSED_BELOW",
+    "EFFECTIVE_RANK_TOLERANCE",
+    "MEASUREMENTS",
+    "METHOD_VERSION",
+    "METRICS",
+    "QUANTITIES",
+    "Bounded",
+    "Coupling",
+    "CouplingEnd",
+    "Decomposition",
+    "MatrixView",
+    "Metric",
+    "ScalarRow",
+    "Snapshot",
+    "SnapshotState",
+    "SpectrumRow",
+    "decompose",
+    "discover",
+    "effective_rank",
+    "effective_ranks",
+    "frobenius_norm",
+    "normalised",
+    "spectral_norm",
+    "stable_rank",
+    "take_snapshot",
+]

@@ -1,0 +1,172 @@
+"""Modular addition: predict (i + j) mod p from the tokens i, j, "=". The task that groks."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from spectral.views import MatrixView
+from tasks.config import TrainingConfig
+from tasks.models.transformer import Transformer
+from tasks.random import Streams, initialise_
+from tasks.task import Batch, Forward, Task
+
+
+class ModularAdditionConfig(TrainingConfig):
+    """Defaults of the model and the data are the paper's (Yunis et al., figure 2, rows 1 and 2)."""
+
+    streams: ClassVar[tuple[str, ...]] = ("init", "split", "order")
+
+    modulus: Annotated[int, Field(ge=2, le=2048)] = 113
+    """p: numbers 0..p-1 are added modulo p"""
+    train_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """part of all p² pairs that is trained on, rounded down; the rest is val"""
+    width: Annotated[int, Field(ge=1)] = 128
+    """width of the residual stream; a multiple of `heads`"""
+    heads: Annotated[int, Field(ge=1)] = 4
+    """attention heads"""
+    feed_forward: Annotated[int, Field(ge=1)] = 512
+    """hidden width of the feed-forward part"""
+    layers: Annotated[int, Field(ge=1)] = 1
+    """transformer layers"""
+    positions: Literal["learned", "sinusoidal"] = "sinusoidal"
+    """position vectors: a learned matrix, or fixed sines and cosines"""
+    layer_norm: bool = False
+    """normalise the inputs of attention and feed-forward part"""
+
+    @property
+    def num_train(self) -> int:
+        """floor(train_fraction p²)."""
+        return math.floor(self.train_fraction * self.modulus**2)
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) is not divisible by heads ({self.heads})")
+        pairs = self.modulus**2
+        if self.num_train == 0:
+            raise ValueError(
+                f"train_fraction ({self.train_fraction}) of {pairs} pairs leaves none to train on"
+            )
+        if self.batch_size is not None and self.batch_size > self.num_train:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) exceeds the {self.num_train} training pairs; "
+                "leave it out to train on all of them"
+            )
+        if self.batch_size is None and self.order_seed is not None:
+            raise ValueError(
+                "order_seed has no effect without batch_size: every step takes all training pairs"
+            )
+        per_step = self.batch_size or self.num_train
+        if per_step % self.micro_batches:
+            raise ValueError(
+                f"micro_batches ({self.micro_batches}) does not divide the {per_step} examples of a "
+                "step"
+            )
+        return self
+
+
+class ModularAddition(Task):
+    """All p² pairs (i, j), token "=" is p; the label stands at the last position.
+
+    The order of the pairs is one permutation of the `split` stream, its first floor(fraction p²)
+    entries are the training set. Metrics on train and val: `loss`, the mean cross-entropy in nats,
+    and `error`, the fraction of pairs whose largest logit is not the label's.
+    """
+
+    Config = ModularAdditionConfig
+    name = "modular_addition"
+    config: ModularAdditionConfig
+
+    def build(self, streams: Streams) -> nn.Module:
+        """The transformer with p + 1 tokens and outputs on three positions."""
+        c = self.config
+        model = Transformer(
+            c.modulus + 1, 3, c.width, c.heads, c.feed_forward, c.layers, c.positions, c.layer_norm
+        )
+        model.initialise_(streams)
+        return model
+
+    def batch(self, streams: Streams, step: int, micro: int) -> Batch:
+        """All training pairs, or a mini-batch in the order of the `order` stream."""
+        c = self.config
+        if c.batch_size is None:
+            size = c.num_train // c.micro_batches
+            key = ("modular_addition micro", c.modulus, c.train_fraction, size, micro)
+            part = slice(micro * size, (micro + 1) * size)
+            return streams.remember(
+                key, lambda: {n: t[:, part] for n, t in self.eval_data(streams, "train").items()}
+            )
+        chosen = streams.examples(step, c.num_train, c.batch_size)
+        size = c.batch_size // c.micro_batches
+        chosen = chosen[:, micro * size : (micro + 1) * size]
+        data = self.eval_data(streams, "train")
+        return {
+            "tokens": data["tokens"].gather(1, chosen[:, :, None].expand(-1, -1, 3)),
+            "labels": data["labels"].gather(1, chosen),
+        }
+
+    def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy at the last position."""
+        labels = batch["labels"]
+        logits = forward(batch["tokens"], True)
+        return F.cross_entropy(logits, labels, reduction="sum"), torch.tensor(labels.shape[0])
+
+    def eval_data(self, streams: Streams, split: str) -> Batch:
+        """`tokens` int64 [K, pairs, 3] and `labels` int64 [K, pairs]."""
+        c = self.config
+
+        def make() -> dict[str, Batch]:
+            pair = streams.permutation("split", 0, c.modulus**2)
+            i, j = pair // c.modulus, pair % c.modulus
+            tokens = torch.stack([i, j, torch.full_like(i, c.modulus)], dim=-1)
+            labels = (i + j) % c.modulus
+            cut = c.num_train
+            return {
+                "train": {"tokens": tokens[:, :cut], "labels": labels[:, :cut]},
+                "val": {"tokens": tokens[:, cut:], "labels": labels[:, cut:]},
+            }
+
+        return streams.remember(("modular_addition", c.modulus, c.train_fraction), make)[split]
+
+    def evaluate(self, forward: Forward, data: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Sums of cross-entropy and of wrong answers over the pairs."""
+        labels = data["labels"]
+        logits = forward(data["tokens"], True)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        wrong = logits.argmax(-1) != labels
+        count = torch.tensor(labels.shape[0])
+        return {"loss": (losses.double().sum(), count), "error": (wrong.double().sum(), count)}
+
+    def views(self, model: nn.Module) -> list[MatrixView]:
+        """Embedding, attention (fused, query, key, value, their heads), feed-forward, decoder."""
+        c = self.config
+        views = [MatrixView("embedding", "embedding.weight")]
+        for layer in range(c.layers):
+            views += attention_views(f"layers.{layer}.attention", c.width, c.heads)
+            for part in ("linear1", "linear2"):
+                views.append(MatrixView(f"layers.{layer}.{part}", f"layers.{layer}.{part}.weight"))
+        return [*views, MatrixView("decoder", "decoder.weight")]
+
+
+def attention_views(prefix: str, width: int, heads: int) -> list[MatrixView]:
+    """The matrices of one `tasks.models.transformer.Attention` whose name is `prefix`.
+
+    `in_proj` [3D, D] whole; its thirds `query`, `key`, `value` [D, D]; the rows of each head
+    h, `query[h]` [D/H, D], and likewise key and value; `out_proj` [D, D].
+    """
+    fused = f"{prefix}.in_proj_weight"
+    views = [MatrixView(f"{prefix}.in_proj", fused)]
+    size = width // heads
+    for third, part in enumerate(("query", "key", "value")):
+        begin = third * width
+        views.append(MatrixView(f"{prefix}.{part}", fused, rows=(begin, begin + width)))
+        for h in range(heads):
+            rows = (begin + h * size, begin + (h + 1) * size)
+            views.append(MatrixView(f"{prefix}.{part}[{h}]", fused, rows=rows))
+    return [*views, MatrixView(f"{prefix}.out_proj", f"{prefix}.out_proj.weight")]

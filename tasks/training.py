@@ -1,0 +1,373 @@
+"""Training of a group of K >= 1 trials of equal shape: start, one step, evaluation.
+
+The parameters of the group lie in one [K, P] tensor, a trial per row; the model sees views of it.
+A step maps the task's loss over the trials (`torch.vmap`), takes one ordinary gradient of the
+summed losses and updates all rows at once. A trial alone is K = 1 on the same path: with one
+thread and MKL_CBWR=AVX2,STRICT its numbers are the same bits in any group. A task that is not
+stackable runs trial by trial behind the same functions.
+
+Nothing here waits for a device: the first non-finite step is found by tensor operations and read
+by whoever has to synchronise anyway.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tasks.config import FullBatchConfig, PerTrial, TrainingConfig, per_trial_fields
+from tasks.optimisers import MOMENTS, Optimiser
+from tasks.random import STREAMS, Streams
+from tasks.task import Batch, Task
+
+__all__ = [
+    "FullBatchConfig",
+    "GroupState",
+    "PerTrial",
+    "TrainingConfig",
+    "evaluate",
+    "make_streams",
+    "per_trial_fields",
+    "start",
+    "train_step",
+]
+
+ALIGN = 64
+"""Rows of the flat tensors are a multiple of this long: every element of every trial then meets the
+vectorised instructions, never the scalar ones at an array's end, which may round differently."""
+
+EVAL_CHUNK = 4096  # examples per trial and forward pass in evaluate(); bounds its memory
+
+
+def make_streams(configs: Sequence[TrainingConfig], seeds: Sequence[int]) -> Streams:
+    """The streams of a group: trial k draws from seeds[k] unless its `<stream>_seed` says else."""
+    fixed = {name: [getattr(c, f"{name}_seed") for c in configs] for name in STREAMS}
+    return Streams(seeds, {n: v for n, v in fixed.items() if any(s is not None for s in v)})
+
+
+@dataclass(eq=False)
+class GroupState:
+    """Everything that changes while a group trains; nothing else is state.
+
+    Attributes:
+        step: optimiser steps done, the same for all trials.
+        parameters: name -> [K, ...], views of `flat` in the order of named_parameters().
+        buffers: name -> [K, ...], the persistent buffers.
+        optimizer: name of the moment -> [K, P], laid out as `flat`.
+        first_bad: int64 [K]: the first value of `step` after which a parameter, or the loss that led
+            to it, was not finite; -1 as long as there is none. Lives on the device.
+        flat: [K, P], all parameters of a trial in one row, zeros at its end.
+    """
+
+    step: int
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    first_bad: Tensor
+    flat: Tensor
+    _program: _Program | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return self.flat.shape[0]
+
+    def state_dict(self, k: int | None = None) -> dict[str, Any]:
+        """A copy as plain tensors and ints, by parameter name; of trial k alone (K = 1) if given.
+
+        `torch.save` writes it and `torch.load(weights_only=True)` reads it.
+        """
+        pick = slice(None) if k is None else slice(k, k + 1)
+        moments = {name: _views(m, self._shapes()) for name, m in self.optimizer.items()}
+        return {
+            "step": self.step,
+            "parameters": {n: p[pick].clone() for n, p in self.parameters.items()},
+            "buffers": {n: b[pick].clone() for n, b in self.buffers.items()},
+            "optimizer": {
+                moment: {n: p[pick].clone() for n, p in named.items()}
+                for moment, named in moments.items()
+            },
+            "first_bad": self.first_bad[pick].clone(),
+        }
+
+    def load(self, saved: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+        """Take over, in place, what `state_dict` returned; training goes on bit-identically.
+
+        Args:
+            saved: one dict of all K trials, or K dicts of one trial each (`state_dict(k)`), which
+                must have done the same number of steps.
+
+        Raises:
+            ValueError: names, shapes, dtypes or steps do not fit; nothing is changed then.
+        """
+        parts = [saved] if isinstance(saved, Mapping) else list(saved)
+        steps = sorted({part["step"] for part in parts})
+        if len(steps) != 1:
+            raise ValueError(f"the saved trials have done different numbers of steps: {steps}")
+        shapes = self._shapes()
+        target: dict[str, dict[str, Tensor]] = {
+            "parameters": self.parameters,
+            "buffers": self.buffers,
+            **{f"optimizer.{m}": _views(flat, shapes) for m, flat in self.optimizer.items()},
+            "first_bad": {"first_bad": self.first_bad},
+        }
+        joined = {
+            section: _join([_section(part, section) for part in parts], section)
+            for section in target
+        }
+        for section, named in target.items():
+            _check_fit(section, joined[section], named)
+        for section, named in target.items():
+            for name, tensor in named.items():
+                tensor.copy_(joined[section][name])
+        self.step = steps[0]
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: p.shape[1:] for name, p in self.parameters.items()}
+
+
+def _section(part: Mapping[str, Any], section: str) -> Mapping[str, Tensor]:
+    if section == "first_bad":
+        return {section: part[section]}
+    head, _, moment = section.partition(".")
+    found: Mapping[str, Tensor] = part[head][moment] if moment else part[head]
+    return found
+
+
+def _join(parts: Sequence[Mapping[str, Tensor]], section: str) -> dict[str, Tensor]:
+    if any(part.keys() != parts[0].keys() for part in parts):
+        raise ValueError(f"the saved trials disagree in the names of their {section}")
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _check_fit(section: str, saved: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    if saved.keys() != target.keys():
+        odd = ", ".join(sorted(saved.keys() ^ target.keys()))
+        raise ValueError(f"the saved {section} are not those of this model; unmatched: {odd}")
+    for name, tensor in target.items():
+        if (saved[name].shape, saved[name].dtype) != (tensor.shape, tensor.dtype):
+            raise ValueError(
+                f"saved {section}, {name}: expected {tensor.dtype} {list(tensor.shape)}, "
+                f"got {saved[name].dtype} {list(saved[name].shape)}"
+            )
+
+
+def _views(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The [K, ...] tensors that lie one after the other in the rows of `flat`."""
+    ends = list(itertools.accumulate(shape.numel() for shape in shapes.values()))
+    return {
+        name: flat[:, end - shape.numel() : end].unflatten(1, shape) if shape else flat[:, end - 1]
+        for (name, shape), end in zip(shapes.items(), ends, strict=True)
+    }
+
+
+def start(task: Task, streams: Streams) -> tuple[nn.Module, GroupState]:
+    """Build the group's K models at step 0.
+
+    Returns:
+        The model's skeleton, a module of the right structure, precision and device that
+        `train_step`, `evaluate` and `task.views` need (its own parameters are trial 0's at step 0
+        and do not train), and the state.
+
+    Raises:
+        ValueError: the streams are not of as many trials as the task.
+    """
+    if len(streams) != len(task.configs):
+        raise ValueError(f"{len(streams)} seeds for {len(task.configs)} configurations")
+    # Constructors of torch's layers draw from the global generator; leave it as it was.
+    with torch.random.fork_rng(devices=[]):
+        models = [task.build(streams[k]) for k in range(len(streams))]
+    models = [model.to(streams.device, task.config.dtype) for model in models]
+    named = [dict(model.named_parameters()) for model in models]
+    shapes = {name: p.shape for name, p in named[0].items()}
+    size = sum(shape.numel() for shape in shapes.values())
+    padded = -(-size // ALIGN) * ALIGN
+    flat = torch.zeros(len(models), padded, dtype=task.config.dtype, device=streams.device)
+    parameters = _views(flat, shapes)
+    for name, target in parameters.items():
+        target.copy_(torch.stack([own[name].detach() for own in named]))
+    buffers = {
+        name: torch.stack([dict(model.named_buffers())[name] for model in models])
+        for name in models[0].state_dict()
+        if name not in shapes and isinstance(dict(models[0].named_buffers()).get(name), Tensor)
+    }
+    moments = {name: torch.zeros_like(flat) for name in MOMENTS[task.config.optimizer]}
+    first_bad = torch.full((len(models),), -1, dtype=torch.int64, device=streams.device)
+    return models[0], GroupState(0, parameters, buffers, moments, first_bad, flat)
+
+
+class _Program:
+    """What a group's steps reuse: the mapped loss, the leaves of the gradient, scratch memory."""
+
+    def __init__(self, task: Task, model: nn.Module, state: GroupState) -> None:
+        self.task, self.model = task, model
+        self.optimiser = Optimiser(task.configs)
+        self.parameter_slots = _slots(model, state.parameters)
+        self.buffer_slots = _slots(model, state.buffers)
+        # They share memory with `flat`, so they hold the newest values without being copied to.
+        self.leaves = [p.detach().requires_grad_() for p in state.parameters.values()]
+        self.plain = list(state.parameters.values())
+        self.buffers = list(state.buffers.values())
+        self.gradient = torch.zeros_like(state.flat)
+        self.padding = state.flat.shape[1] - sum(p[0].numel() for p in self.plain)
+        self.mapped_loss = self._mapped(task.loss)
+        self.mapped_evaluate = self._mapped(task.evaluate)
+        self.eval_data: dict[str, Batch] = {}
+
+    def _mapped(self, of_one: Callable[[Any, Batch], Any]) -> Callable[..., Any]:
+        """`of_one(forward, data)` for K trials: (parameters, buffers, data) with leading K."""
+
+        def of_trial(parameters: list[Tensor], buffers: list[Tensor], data: Batch) -> Any:
+            with _filled(self.parameter_slots, parameters), _filled(self.buffer_slots, buffers):
+                return of_one(self.model, data)
+
+        return torch.vmap(of_trial) if self.task.stackable else _one_by_one(of_trial)
+
+    def gather(self, gradients: Sequence[Tensor]) -> Tensor:
+        """The gradients side by side as `flat` is laid out, in the scratch memory."""
+        rows = [g.reshape(g.shape[0], -1) for g in gradients]
+        if self.padding:
+            rows.append(rows[0].new_zeros(rows[0].shape[0], self.padding))
+        return torch.cat(rows, dim=1, out=self.gradient)
+
+
+Slots = list[list[tuple[dict[str, Any], str]]]
+
+
+def _slots(model: nn.Module, named: Mapping[str, Tensor]) -> Slots:
+    """For each name, every place in the modules' own dictionaries that holds that tensor.
+
+    A tied parameter has one name and several places. Writing to the dictionaries is what
+    `torch.func.functional_call` does too, at ten times the cost per step.
+    """
+    owners = [
+        (store, key, tensor)
+        for module in model.modules()
+        for store in (module._parameters, module._buffers)
+        for key, tensor in store.items()
+        if tensor is not None
+    ]
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return [[(s, key) for s, key, tensor in owners if tensor is own[name]] for name in named]
+
+
+@contextmanager
+def _filled(slots: Slots, values: Sequence[Tensor]) -> Iterator[None]:
+    """The model with these tensors in the places of its own."""
+    kept = [[store[key] for store, key in places] for places in slots]
+    try:
+        for places, value in zip(slots, values, strict=True):
+            for store, key in places:
+                store[key] = value
+        yield
+    finally:
+        for places, before in zip(slots, kept, strict=True):
+            for (store, key), value in zip(places, before, strict=True):
+                store[key] = value
+
+
+def _one_by_one(of_trial: Callable[..., Any]) -> Callable[..., Any]:
+    """What `torch.vmap` does, as a loop: for layers without a batching rule."""
+
+    def of_group(parameters: list[Tensor], buffers: list[Tensor], data: Batch) -> Any:
+        results = [
+            of_trial(
+                [p[k] for p in parameters],
+                [b[k] for b in buffers],
+                {n: t[k] for n, t in data.items()},
+            )
+            for k in range(parameters[0].shape[0])
+        ]
+        if isinstance(results[0], dict):
+            return {
+                n: tuple(torch.stack([r[n][i] for r in results]) for i in (0, 1))
+                for n in results[0]
+            }
+        return tuple(torch.stack([r[i] for r in results]) for i in (0, 1))
+
+    return of_group
+
+
+def _program(task: Task, model: nn.Module, state: GroupState) -> _Program:
+    program = state._program
+    if program is None or program.task is not task or program.model is not model:
+        program = state._program = _Program(task, model, state)
+    return program
+
+
+def train_step(task: Task, model: nn.Module, state: GroupState, streams: Streams) -> None:
+    """One optimiser step for all K trials, in place; `state.step` goes up by one.
+
+    The gradient is that of (sum over micro-batches of the losses' sums) / (sum of their weights).
+    A trial whose loss or parameters become non-finite is marked in `state.first_bad` and goes on;
+    its companions are not affected.
+    """
+    program = _program(task, model, state)
+    if not model.training:
+        model.train()
+    total: Tensor | None = None
+    weight: Tensor | None = None
+    for micro in range(task.config.micro_batches):
+        batch = task.batch(streams, state.step, micro)
+        part, part_weight = program.mapped_loss(program.leaves, program.buffers, batch)
+        gradients = torch.autograd.grad(part.sum(), program.leaves, materialize_grads=True)
+        with torch.no_grad():
+            if total is None or weight is None:
+                total, weight = part.detach(), part_weight.detach()
+                summed = list(gradients)
+            else:
+                total, weight = total + part.detach(), weight + part_weight.detach()
+                torch._foreach_add_(summed, gradients)
+    assert total is not None and weight is not None
+    with torch.no_grad():
+        gradient = program.gather(summed).div_(weight.to(state.flat.dtype)[:, None])
+        program.optimiser.update_(state.flat, gradient, state.optimizer, state.step)
+        state.step += 1
+        # 0 times anything finite is 0, and anything else is NaN.
+        probe = torch.mul(state.flat, 0.0, out=gradient).sum(1) + total * 0.0
+        bad = (probe != 0.0) & (state.first_bad < 0)
+        state.first_bad.masked_fill_(bad, state.step)
+
+
+def evaluate(
+    task: Task, model: nn.Module, state: GroupState, streams: Streams
+) -> dict[tuple[str, str], Tensor]:
+    """Every metric on every split, with the group's parameters as they are.
+
+    Sums and weights are added over slices of the examples in float64 and divided once. The model
+    runs in eval mode and is left in the modes it was in; nothing in `state` changes.
+
+    Returns:
+        (split, metric) -> float64 [K], on the device.
+    """
+    program = _program(task, model, state)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    results: dict[tuple[str, str], Tensor] = {}
+    try:
+        with torch.no_grad():
+            for split in task.splits:
+                if split not in program.eval_data:
+                    program.eval_data[split] = task.eval_data(streams, split)
+                for metric, (total, weight) in _summed(program, program.eval_data[split]).items():
+                    results[split, metric] = total / weight
+    finally:
+        for module, training in modes:
+            module.training = training
+    return results
+
+
+def _summed(program: _Program, data: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    examples = next(iter(data.values())).shape[1]
+    for begin in range(0, examples, EVAL_CHUNK):
+        part = {name: t[:, begin : begin + EVAL_CHUNK] for name, t in data.items()}
+        found = program.mapped_evaluate(program.plain, program.buffers, part)
+        for metric, (total, weight) in found.items():
+            before = sums.get(metric, (0.0, 0.0))
+            sums[metric] = (before[0] + total.double(), before[1] + weight.double())
+    return sums

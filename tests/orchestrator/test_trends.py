@@ -1,0 +1,513 @@
+"""Every fit against a known answer: a line, a hand count, an enumeration, or scipy's slow loop."""
+
+import itertools
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from scipy import stats
+
+from orchestrator import trends
+from orchestrator.aggregate import IncomparableTrialsError
+from orchestrator.trends import (
+    TRENDS,
+    fit,
+    kendall_tau,
+    largest_drop,
+    spearman_in_blocks,
+    theil_sen,
+)
+from tests.orchestrator.test_aggregate import curve, scalars_table, trials_table
+
+
+def finals(trials, values):
+    """One metric, `loss` of `val`, with these values at step 10 and 0 at step 0."""
+    ids = trials["trial_id"].to_pylist()
+    return scalars_table(
+        *(
+            row
+            for t, v in zip(ids, values, strict=True)
+            for row in curve(t, [0.0, v], "val", "loss")
+        )
+    )
+
+
+def sweep_of(*levels, seeds=3, name="weight_decay"):
+    """Completed trials t<seed>-<level>, one configuration per level, seed by seed."""
+    rows = [
+        (f"t{seed}-{level}", f"c{level}", seed, "completed")
+        for seed in range(seeds)
+        for level in levels
+    ]
+    return trials_table(*rows, **{name: pa.array(list(levels) * seeds)})
+
+
+def select(table, **wanted):
+    """The rows of a trends table with these labels, as dictionaries."""
+    for name, label in wanted.items():
+        column = table.column(name)
+        table = table.filter(pc.is_null(column) if label is None else pc.equal(column, label))
+    return table.to_pylist()
+
+
+def one(table, **wanted):
+    (row,) = select(table, **wanted)
+    return row
+
+
+# along one trajectory
+
+
+def test_theil_sen_finds_an_exact_line_under_outliers():
+    """28 % of the points are arbitrary: fewer than the 29 % that break a median of pair slopes."""
+    x = np.arange(25.0)
+    values = 3.0 - 0.5 * x
+    values[[0, 4, 9, 13, 18, 20, 24]] = [1e6, -1e3, 77.0, 1e9, -5.0, 0.0, -1e9]
+
+    assert theil_sen(x, values[None]) == pytest.approx([-0.5], abs=1e-12)
+
+
+def test_many_theil_sen_slopes_equal_scipys_one_by_one(monkeypatch):
+    """In chunks of two series, and with ties; rtol: the same quotients, the same median."""
+    monkeypatch.setattr(trends, "_CHUNK", 2 * 17 * 16 // 2)
+    generator = np.random.default_rng(0)
+    x = np.log10(np.arange(17) * 3 + 1.0)
+    values = np.concatenate([generator.normal(size=(4, 17)), generator.integers(0, 3, (3, 17))])
+
+    found = theil_sen(x, values)
+
+    assert found == pytest.approx([stats.theilslopes(y, x).slope for y in values], rel=1e-13)
+
+
+def test_kendall_tau_of_four_points_by_hand():
+    """1 3 2 4: five pairs rise, one falls, of six. 1 2 2 3: five rise, one is tied."""
+    values = np.array([[1.0, 3.0, 2.0, 4.0], [1.0, 2.0, 2.0, 3.0], [4.0, 3.0, 2.0, 1.0]])
+
+    assert kendall_tau(values) == pytest.approx([4 / 6, 5 / math.sqrt(6 * 5), -1.0], rel=1e-15)
+
+
+def test_many_kendall_taus_equal_scipys_one_by_one(monkeypatch):
+    monkeypatch.setattr(trends, "_CHUNK", 1)
+    values = np.random.default_rng(0).integers(0, 6, size=(8, 15)).astype(float)
+
+    expected = [stats.kendalltau(np.arange(15), y).statistic for y in values]
+
+    assert kendall_tau(values) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_constant_or_single_point_has_no_tau_and_no_slope():
+    assert np.isnan(kendall_tau(np.ones((1, 5)))).all()
+    assert np.isnan(kendall_tau(np.ones((1, 1)))).all()
+    assert np.isnan(theil_sen(np.ones(1), np.ones((1, 1)))).all()
+    assert theil_sen(np.arange(5.0), np.ones((1, 5))) == pytest.approx([0.0], abs=0)
+
+
+def test_the_largest_drop_is_between_neighbours_and_dated_by_the_later():
+    steps = np.array([0, 10, 100, 1000])
+    values = np.array([[9.0, 8.0, 3.0, 1.0], [5.0, 3.0, 4.0, 2.0], [1.0, 2.0, 2.0, 3.0]])
+
+    drop, at = largest_drop(steps, values)
+
+    assert drop.tolist() == [5.0, 2.0, 0.0]
+    assert at[:2].tolist() == [100.0, 10.0]  # 2 -> drops twice by 2.0: the first counts
+    assert np.isnan(at[2])
+
+
+def test_a_trajectory_is_described():
+    """Steps 0, 9, 99: log10(step + 1) is 0, 1, 2, so the slope is in values per decade."""
+    trials = trials_table(("t0", "c", 0, "completed"))
+    rows = [("t0", step, "w", "stable_rank", v) for step, v in [(0, 8.0), (9, 6.0), (99, 4.0)]]
+    scalars = scalars_table(*rows[:2], (*rows[2], "collapsed"))
+
+    table = select(fit(trials, scalars, []), kind="trajectory")
+
+    labels = {(r["config_id"], r["trial_id"], r["subject"], r["metric"], r["n"]) for r in table}
+    assert labels == {("c", "t0", "w", "stable_rank", 3)}
+    assert {(row["lower"], row["upper"]) for row in table} == {(None, None)}
+    assert {row["statistic"]: row["value"] for row in table} == {
+        "initial": 8.0,
+        "final": 4.0,
+        "num_flagged": 1.0,
+        "largest_drop": 2.0,
+        "largest_drop_step": 9.0,
+        "slope": -2.0,
+        "kendall_tau": pytest.approx(-1.0, rel=1e-15),
+    }
+
+
+def test_points_that_are_not_finite_are_left_out_and_n_says_so():
+    trials = trials_table(("t0", "c", 0, "completed"))
+    scalars = scalars_table(*curve("t0", [5.0, math.nan, 3.0, math.inf, math.nan]))
+
+    table = fit(trials, scalars, [])
+
+    assert one(table, statistic="initial")["value"] == 5.0
+    assert (one(table, statistic="final")["value"], one(table, statistic="final")["n"]) == (None, 5)
+    assert one(table, statistic="largest_drop")["value"] == 2.0
+    assert one(table, statistic="largest_drop")["n"] == 2
+    assert select(table, statistic="final/mean") == []
+
+
+def test_a_series_without_a_finite_point_has_no_statistics():
+    trials = trials_table(("t0", "c", 0, "completed"))
+
+    table = fit(trials, scalars_table(*curve("t0", [math.nan, math.nan])), [])
+
+    slope = one(table, kind="trajectory", statistic="slope")
+    assert (slope["value"], slope["n"]) == (None, 0)
+
+
+def test_series_recorded_at_different_steps_are_fitted_each_on_its_own_grid():
+    trials = trials_table(("t0", "c", 0, "completed"), ("t1", "d", 0, "completed"))
+    scalars = scalars_table(
+        *[("t0", s, "w", "stable_rank", math.log10(s + 1)) for s in (0, 3, 50)],
+        *[("t1", s, "w", "stable_rank", 2 * math.log10(s + 1)) for s in (0, 1, 2, 80)],
+    )
+
+    slopes = select(fit(trials, scalars, []), kind="trajectory", statistic="slope")
+
+    assert [row["value"] for row in slopes] == pytest.approx([1.0, 2.0], rel=1e-12)
+
+
+def test_a_long_trajectory_is_thinned_for_pairs_of_points_only():
+    """1,000 points: the line is found from 200 of them, and a drop between two is not missed."""
+    trials = trials_table(("t0", "c", 0, "completed"))
+    values = np.log10(np.arange(1000) + 1.0)
+    values[501] -= 50.0
+    rows = [("t0", step, "w", "stable_rank", v) for step, v in enumerate(values.tolist())]
+
+    table = fit(trials, scalars_table(*rows), [])
+
+    slope = one(table, kind="trajectory", statistic="slope")
+    assert slope["value"] == pytest.approx(1.0, rel=1e-9)
+    assert (slope["n"], slope["method"]) == (
+        1000,
+        "Theil-Sen against log10(step + 1), at most 200 points, evenly thinned",
+    )
+    assert one(table, statistic="largest_drop_step")["value"] == 501.0
+
+
+# over seeds
+
+
+def test_over_seeds_mean_sd_and_interval():
+    trials = sweep_of(0.0)
+    table = fit(trials, finals(trials, [1.0, 2.0, 6.0]), ["weight_decay"])
+
+    mean, sd = one(table, statistic="final/mean"), one(table, statistic="final/sd")
+
+    half = stats.t.ppf(0.975, 2) * math.sqrt(7.0) / math.sqrt(3)
+    assert (mean["kind"], mean["config_id"], mean["n"]) == ("seeds", "c0.0", 3)
+    assert mean["value"] == pytest.approx(3.0, rel=1e-15)
+    assert (mean["lower"], mean["upper"]) == pytest.approx((3 - half, 3 + half), rel=1e-12)
+    assert (sd["value"], sd["lower"], sd["n"]) == (pytest.approx(math.sqrt(7.0)), None, 3)
+    assert one(table, statistic="initial/mean")["value"] == 0.0
+    slope = one(table, statistic="slope/mean")  # from 0 at step 0 to v at step 10
+    assert slope["value"] == pytest.approx(3.0 / math.log10(11), rel=1e-12)
+
+
+def test_one_seed_has_no_interval():
+    trials = sweep_of(0.0, seeds=1)
+
+    row = one(fit(trials, finals(trials, [1.0]), []), statistic="final/mean")
+
+    assert (row["value"], row["lower"], row["upper"], row["n"]) == (1.0, None, None, 1)
+
+
+def test_diverged_trials_are_counted_and_left_out():
+    trials = trials_table(
+        ("t0", "c", 0, "completed"), ("t1", "c", 1, "diverged"), ("t2", "c", 2, "pruned"),
+        ("t3", "d", 0, "diverged"), ("t4", "d", 1, "failed"),
+        weight_decay=[0.0, 0.0, 0.0, 1.0, 1.0],
+    )  # fmt: skip
+
+    table = fit(trials, finals(trials, [1.0, 50.0, 50.0, 50.0, 50.0]), ["weight_decay"])
+
+    counts = select(table, statistic="num_diverged")
+    assert [(r["config_id"], r["value"], r["n"]) for r in counts] == [("c", 1.0, 3), ("d", 1.0, 1)]
+    assert [r["value"] for r in select(table, statistic="num_pruned")] == [1.0, 0.0]
+    assert {r["trial_id"] for r in select(table, kind="trajectory")} == {"t0"}
+    assert [r["value"] for r in select(table, statistic="final/mean")] == [1.0]
+    assert select(table, kind="across") == []  # one level is left
+
+
+# across configurations
+
+
+def test_the_permutation_p_of_a_tiny_case_is_an_enumeration():
+    """Two seeds, three levels: all 3! x 3! = 36 arrangements, ranked by scipy one by one."""
+    levels = np.array([0.0, 0.3, 1.0, 0.0, 0.3, 1.0])
+    outcome = np.array([5.0, 4.0, 1.0, 6.0, 2.0, 3.0])
+    observed = stats.spearmanr(levels, outcome).statistic
+    everything = [
+        abs(stats.spearmanr([*first, *second], outcome).statistic)
+        for first in itertools.permutations([0.0, 0.3, 1.0])
+        for second in itertools.permutations([0.0, 0.3, 1.0])
+    ]
+
+    found = spearman_in_blocks(levels, outcome[:, None], np.array([0, 0, 0, 1, 1, 1]))
+
+    assert (found.num_permutations, found.exact) == (36, True)
+    assert found.rho[0] == pytest.approx(observed, rel=1e-12)
+    assert found.p[0] == np.mean(np.array(everything) >= abs(observed) - 1e-9)
+    assert found.smallest_p[0] == np.mean(np.array(everything) >= max(everything) - 1e-9)
+
+
+def test_three_trials_can_never_be_significant():
+    """One seed, three levels: a perfect order has 2 of 6 arrangements as extreme, up and down."""
+    found = spearman_in_blocks(np.arange(3.0), np.array([[9.0], [5.0], [2.0]]), np.zeros(3, int))
+
+    assert (found.rho[0], found.p[0], found.smallest_p[0]) == (-1.0, 2 / 6, 2 / 6)
+
+
+def test_differences_between_seeds_cannot_make_a_small_p():
+    """Permuting across blocks would see a strong trend here: seed 1 has higher levels and values.
+
+    Inside a block nothing is related, by construction: both arrangements of the tie are equal.
+    """
+    levels = np.array([0.0, 1.0, 10.0, 11.0])
+    outcome = np.array([[1.0], [1.0], [5.0], [5.0]])
+
+    found = spearman_in_blocks(levels, outcome, np.array([0, 0, 1, 1]))
+
+    assert found.rho[0] > 0.8
+    assert (found.p[0], found.num_permutations) == (1.0, 4)
+
+
+def test_blocks_need_not_be_contiguous():
+    generator = np.random.default_rng(0)
+    levels, outcome = generator.permutation(9) * 1.0, generator.normal(size=(9, 2))
+    blocks = np.array([2, 0, 1, 1, 2, 0, 0, 1, 2])
+    sort = np.argsort(blocks)
+
+    shuffled = spearman_in_blocks(levels, outcome, blocks)
+    sorted_ = spearman_in_blocks(levels[sort], outcome[sort], blocks[sort])
+
+    assert shuffled.p.tolist() == sorted_.p.tolist()
+    assert shuffled.rho.tolist() == sorted_.rho.tolist()
+
+
+def test_sampled_permutations_agree_with_the_enumeration(monkeypatch):
+    """4!^3 = 13,824 arrangements against 10,000 draws in ten chunks: 4 standard errors of p."""
+    monkeypatch.setattr(trends, "_CHUNK", 12 * 1000)
+    generator = np.random.default_rng(0)
+    levels = np.tile([0.0, 0.3, 1.0, 2.0], 3)
+    outcomes = generator.normal(size=(12, 20)) - levels[:, None]
+    blocks = np.repeat([0, 1, 2], 4)
+
+    exact = spearman_in_blocks(levels, outcomes, blocks, max_permutations=13_824)
+    sampled = spearman_in_blocks(levels, outcomes, blocks)
+
+    assert (exact.exact, exact.num_permutations) == (True, 13_824)
+    assert (sampled.exact, sampled.num_permutations) == (False, 10_001)
+    assert sampled.smallest_p.tolist() == [1 / 10_001] * 20
+    error = 4 * np.sqrt(exact.p * (1 - exact.p) / 10_000) + 1e-4
+    assert np.all(np.abs(sampled.p - exact.p) <= error)
+    assert sampled.p.tolist() == spearman_in_blocks(levels, outcomes, blocks).p.tolist()
+
+
+def test_the_permutation_test_is_honest_under_the_null():
+    """400 null outcomes: P(p <= 0.05) <= 0.05, here with 4 standard errors of sampling."""
+    outcomes = np.random.default_rng(1).normal(size=(9, 400)) + np.repeat([0, 5, 50], 3)[:, None]
+
+    found = spearman_in_blocks(np.tile([0.0, 1.0, 2.0], 3), outcomes, np.repeat([0, 1, 2], 3))
+
+    assert np.mean(found.p <= 0.05) <= 0.05 + 4 * math.sqrt(0.05 * 0.95 / 400)
+    assert np.mean(found.p) > 0.4  # and it is not simply always large or small
+    assert np.mean(found.p <= 0.05) > 0.0
+
+
+def test_across_configurations_the_table_holds_rho_p_and_the_smallest_p():
+    trials = sweep_of(0.0, 0.3, 1.0)
+    table = fit(trials, finals(trials, [9.0, 5.0, 2.0] * 3), ["weight_decay"])
+
+    across = {row["statistic"]: row for row in select(table, kind="across")}
+
+    assert {(r["parameter"], r["subject"], r["metric"], r["n"]) for r in across.values()} == {
+        ("weight_decay", "val", "loss", 9)
+    }
+    assert {r["method"] for r in across.values()} == {
+        "all permutations inside blocks of equal seed: 216"
+    }
+    assert across["spearman"]["value"] == pytest.approx(-1.0, rel=1e-12)
+    assert across["spearman/p"]["value"] == 2 / 216
+    assert across["spearman/smallest_p"]["value"] == 2 / 216
+
+
+def test_large_sweeps_are_sampled_and_say_so():
+    trials = sweep_of(0, 1, 2, 3, 4)
+    table = fit(trials, finals(trials, list(range(15))), ["weight_decay"])
+
+    row = one(table, statistic="spearman/p")
+
+    assert row["method"] == (
+        "the observed and random permutations inside blocks of equal seed: 10,001"
+    )
+
+
+def test_a_constant_outcome_has_no_rho_and_no_p():
+    trials = sweep_of(0.0, 1.0)
+    table = fit(trials, finals(trials, [1.0] * 6), ["weight_decay"])
+
+    assert [row["value"] for row in select(table, kind="across")] == [None, None, None]
+
+
+def test_a_metric_that_only_some_trials_have_is_tested_over_these():
+    trials = sweep_of(0.0, 0.5, 1.0)
+    extra = [
+        row
+        for seed in range(3)
+        for level in (0.0, 0.5)
+        for row in curve(f"t{seed}-{level}", [0.0, level + seed], "deep", "loss")
+    ]
+    base = finals(trials, [1.0, 2.0, 3.0] * 3)
+
+    table = fit(trials, pa.concat_tables([base, scalars_table(*extra)]), ["weight_decay"])
+
+    rho = select(table, statistic="spearman")
+    assert {row["subject"]: row["n"] for row in rho} == {"val": 9, "deep": 6}
+
+
+# effects paired by seed
+
+
+def test_a_paired_effect_by_hand():
+    """Differences 1 - 0 inside the seeds: -1, -2, -6. Their mean is -3 and their sd sqrt(7)."""
+    trials = sweep_of(0.0, 1.0)
+    table = fit(trials, finals(trials, [10.0, 9.0, 20.0, 18.0, 30.0, 24.0]), ["weight_decay"])
+
+    row = one(table, kind="paired")
+
+    half = stats.t.ppf(0.975, 2) * math.sqrt(7.0) / math.sqrt(3)
+    assert row == {
+        "kind": "paired",
+        "config_id": "c1.0",
+        "trial_id": None,
+        "parameter": "weight_decay",
+        "contrast": "1.0 vs 0.0",
+        "subject": "val",
+        "metric": "loss",
+        "statistic": "final/mean_difference",
+        "value": pytest.approx(-3.0, rel=1e-12),
+        "lower": pytest.approx(-3.0 - half, rel=1e-12),
+        "upper": pytest.approx(-3.0 + half, rel=1e-12),
+        "n": 3,
+        "method": "pairs of equal seed and other parameters, 95 % Student-t interval",
+    }
+
+
+def test_a_seed_without_its_reference_makes_no_pair():
+    """Seed 1 diverged at the reference level; seed 2 at the other."""
+    trials = sweep_of(0.0, 1.0)
+    status = ["completed", "completed", "diverged", "completed", "completed", "diverged"]
+    trials = trials.set_column(3, "status", pa.array(status))
+
+    row = one(fit(trials, finals(trials, [1.0, 4.0, 0, 0, 0, 0]), ["weight_decay"]), kind="paired")
+
+    assert (row["value"], row["lower"], row["n"]) == (3.0, None, 1)
+
+
+def grid_of_two(seeds=2):
+    """weight_decay x lr, values 10 wd + 100 lr + seed-specific effect of wd at lr 2."""
+    rows, values, columns = [], [], {"weight_decay": [], "lr": []}
+    for seed in range(seeds):
+        for wd in (0, 1):
+            for lr in (1, 2):
+                rows.append((f"t{seed}{wd}{lr}", f"c{wd}{lr}", seed, "completed"))
+                columns["weight_decay"].append(wd)
+                columns["lr"].append(lr)
+                values.append(10.0 * wd + 100.0 * lr + 1000.0 * seed + 3.0 * wd * (lr == 2))
+    return trials_table(*rows, **columns), values
+
+
+def test_pairs_differ_in_one_parameter_alone():
+    """With two swept parameters there is one effect per setting of the other, never pooled."""
+    trials, values = grid_of_two()
+
+    table = fit(trials, finals(trials, values), ["weight_decay", "lr"])
+
+    found = [
+        (row["parameter"], row["config_id"], row["contrast"], row["value"], row["n"])
+        for row in select(table, kind="paired")
+    ]
+    assert found == [
+        ("weight_decay", "c11", "1 vs 0", 10.0, 2),
+        ("weight_decay", "c12", "1 vs 0", 13.0, 2),
+        ("lr", "c02", "2 vs 1", 100.0, 2),
+        ("lr", "c12", "2 vs 1", 103.0, 2),
+    ]
+
+
+def test_permutations_keep_the_other_parameters_fixed():
+    """Four blocks of two trials: 2^4 arrangements, of which two are as extreme as this one."""
+    trials, values = grid_of_two()
+
+    table = fit(trials, finals(trials, values), ["weight_decay", "lr"])
+
+    row = one(table, statistic="spearman/p", parameter="weight_decay")
+    assert row["method"] == "all permutations inside blocks of equal seed and other parameters: 16"
+    assert row["value"] == 2 / 16
+
+
+def test_parameters_that_move_together_are_permuted_inside_the_seed():
+    """zip: no two trials differ in one of them alone, so there are no pairs."""
+    trials = sweep_of(0.0, 0.3, 1.0).append_column("width", pa.array([8, 16, 32] * 3))
+
+    table = fit(trials, finals(trials, [3.0, 2.0, 1.0] * 3), ["weight_decay", "width"])
+
+    assert select(table, kind="paired") == []
+    rows = select(table, statistic="spearman/p")
+    assert [(row["parameter"], row["value"]) for row in rows] == [
+        ("weight_decay", 2 / 216),
+        ("width", 2 / 216),
+    ]
+    assert rows[0]["method"] == "all permutations inside blocks of equal seed: 216"
+
+
+@pytest.mark.parametrize(
+    "column",
+    [["a", "b"], [False, True], [1.0, 1.0], [None, 1.0]],
+    ids=["strings", "booleans", "one level", "one level and none"],
+)
+def test_parameters_without_two_numeric_levels_are_skipped(column):
+    trials = trials_table(
+        ("t0", "c", 0, "completed"), ("t1", "d", 0, "completed"),
+        other=pa.array(column), weight_decay=[0.0, 1.0],
+    )  # fmt: skip
+
+    table = fit(trials, finals(trials, [1.0, 2.0]), ["other", "weight_decay"])
+
+    assert set(table["parameter"].to_pylist()) == {None, "weight_decay"}
+
+
+def test_a_swept_parameter_left_unnamed_is_an_error():
+    """Otherwise two different configurations would pass as repetitions of one level."""
+    trials, values = grid_of_two()
+
+    with pytest.raises(IncomparableTrialsError) as caught:
+        fit(trials, finals(trials, values), ["weight_decay"])
+
+    assert str(caught.value) == (
+        "trials t001 and t002 have the same seed and are equal in weight_decay, yet are different"
+        " configurations: name every swept parameter"
+    )
+
+
+def test_an_empty_sweep_has_no_trends():
+    table = fit(trials_table(weight_decay=[]), scalars_table(), ["weight_decay"])
+
+    assert table.num_rows == 0
+    assert table.schema == TRENDS
+
+
+def test_trends_survive_parquet(tmp_path):
+    """trends.parquet is the projection other programs read: same rows, same types."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    trials = sweep_of(0.0, 1.0)
+    table = fit(trials, finals(trials, [1.0, 2.0, 3.0, 5.0, 8.0, 13.0]), ["weight_decay"])
+
+    parquet.write_table(table, tmp_path / "trends.parquet")
+
+    assert parquet.read_table(tmp_path / "trends.parquet").equals(table)
