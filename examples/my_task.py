@@ -1,46 +1,40 @@
-"""A task of your own, named in a sweep file as `task: path/to/my_task.py:Spirals`."""
+"""A task of your own; a sweep file names it as `task: path/to/my_task.py:Waves`."""
 
 import torch
-import torch.nn.functional as F
 
 from tasks import FullBatchConfig, Task, initialise_
 from tasks.models.mlp import MLP
 
 
-class SpiralsConfig(FullBatchConfig):
-    points: int = 200
-    """points of each of the two spirals, in train and again in val"""
-    width: int = 32
-    """width of the two hidden layers"""
+class Waves(Task):
+    """Learn a sum of two waves from noisy points: 1 input, 2 hidden layers, 1 output."""
 
+    class Config(FullBatchConfig):
+        """What a sweep file may set beside the shared fields: lr, weight_decay, steps, ..."""
 
-class Spirals(Task):
-    """Tell two noisy spirals in the plane apart: 2 inputs, 2 hidden layers, 2 outputs."""
+        streams = ("init", "split", "noise")  # where the task draws its random numbers from
+        points: int = 64
+        width: int = 32
 
-    Config = SpiralsConfig
+    def build(self, streams):
+        """One model; all its parameters are filled from the `init` stream."""
+        return initialise_(MLP([1, self.config.width, self.config.width, 1]), streams)
 
-    def build(self, streams):  # one model; all its parameters come from the `init` stream
-        model = MLP([2, self.config.width, self.config.width, 2])
-        initialise_(model, streams)
-        return model
+    def eval_data(self, streams, split):
+        """The data of all K trials, [K, examples, ...]: train and val are different points."""
+        which, shape = self.splits.index(split), (self.config.points, 1)
+        x = streams.uniform("split", which, shape, self.config.dtype) * 2 - 1
+        noise = streams.normal("noise", which, shape, self.config.dtype)
+        return {"x": x, "y": torch.sin(3 * x) + torch.cos(7 * x) + 0.1 * noise}
 
-    def eval_data(self, streams, split):  # the data of all K trials: [K, examples, ...]
-        which, n = self.splits.index(split), 2 * self.config.points
-        angle = 3 * torch.pi * streams.uniform("split", which, (n,))
-        label = (torch.arange(n) % 2).expand(len(streams), n)
-        direction = angle + torch.pi * label
-        x = torch.stack([direction.cos(), direction.sin()], -1) * angle[..., None] / 10
-        x = x + 0.02 * streams.normal("noise", which, (n, 2))
-        return {"x": x.to(self.config.dtype), "label": label}
+    def batch(self, streams, step, micro):
+        """Step after step the same, all examples at once."""
+        return streams.remember("waves", lambda: self.eval_data(streams, "train"))
 
-    def batch(self, streams, step, micro):  # all examples at every step
-        return streams.remember("spirals", lambda: self.eval_data(streams, "train"))
-
-    def loss(self, forward, batch):  # of ONE trial: sum and weight
-        total = F.cross_entropy(forward(batch["x"]), batch["label"], reduction="sum")
-        return total, torch.tensor(len(batch["label"]))
+    def loss(self, forward, batch):
+        """Sum over the examples of ONE trial, and their number."""
+        return ((forward(batch["x"]) - batch["y"]) ** 2).sum(), torch.tensor(self.config.points)
 
     def evaluate(self, forward, data):
-        wrong = forward(data["x"]).argmax(-1) != data["label"]
-        total, weight = self.loss(forward, data)
-        return {"loss": (total, weight), "error": (wrong.double().sum(), weight)}
+        """Metric -> (sum, weight)."""
+        return {"loss": self.loss(forward, data)}

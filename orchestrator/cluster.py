@@ -110,7 +110,9 @@ class RayPool:
         }
         self._packages = environment.package_origins()
         with _ray_errors("start Ray"):
-            _start_embedded(cpus * workers, gpus * workers)
+            # Lives as long as Ray: MKL cannot load in a process whose directory is gone.
+            self._folder = tempfile.TemporaryDirectory(prefix="sweep-")
+            _start_embedded(cpus * workers, gpus * workers, self._folder.name)
             self._slots = [self._start_worker() for _ in range(workers)]
 
     def _start_worker(self) -> _Slot:
@@ -212,6 +214,7 @@ class RayPool:
     def shutdown(self) -> None:
         """End the workers, and Ray with them."""
         ray.shutdown()
+        self._folder.cleanup()
 
 
 def worker_environment(cpus: int) -> dict[str, str]:
@@ -220,11 +223,17 @@ def worker_environment(cpus: int) -> dict[str, str]:
     return {**threads, **environment.DETERMINISM}
 
 
-def _start_embedded(cpus: int, gpus: float) -> None:
-    # Said in full, because without an address Ray would follow RAY_ADDRESS to some cluster.
-    with _empty_working_directory():
+def _start_embedded(cpus: int, gpus: float, folder: str) -> None:
+    """Start a head of our own; its processes work in `folder`, an empty one.
+
+    Ray puts the driver's working directory first on the workers' import path, where a user's own
+    tasks.py would shadow ours. Ray reads the directory while it connects and never again.
+    """
+    before = os.open(".", os.O_RDONLY)
+    os.chdir(folder)
+    try:
         ray.init(
-            address="local",
+            address="local",  # said in full: without it Ray would follow RAY_ADDRESS elsewhere
             num_cpus=cpus,
             num_gpus=math.ceil(gpus),
             include_dashboard=False,
@@ -232,23 +241,9 @@ def _start_embedded(cpus: int, gpus: float) -> None:
             logging_level=logging.ERROR,
             object_store_memory=100 * 1024**2,  # bytes; nothing large travels through it
         )
-
-
-@contextlib.contextmanager
-def _empty_working_directory() -> Iterator[None]:
-    """Keep the user's folder off the workers' import path.
-
-    Ray puts the driver's working directory first on it, where a user's own tasks.py would shadow
-    ours. Ray reads the directory while it connects and never again.
-    """
-    before = os.open(".", os.O_RDONLY)
-    with tempfile.TemporaryDirectory(prefix="sweep-") as empty:
-        os.chdir(empty)
-        try:
-            yield
-        finally:
-            os.fchdir(before)
-            os.close(before)
+    finally:
+        os.fchdir(before)
+        os.close(before)
 
 
 @contextlib.contextmanager

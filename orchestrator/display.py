@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -132,15 +131,6 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60)} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
-
-
-def interval(mean: float | None, lower: float | None, upper: float | None) -> str:
-    """A mean with its interval, ``0.31 [0.25, 0.37]``; the mean alone where there is none."""
-    if mean is None or math.isnan(mean):
-        return "–"
-    if lower is None or upper is None or math.isnan(lower) or math.isnan(upper):
-        return f"{mean:.3f}"
-    return f"{mean:.3f} [{lower:.3f}, {upper:.3f}]"
 
 
 def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -1,23 +1,22 @@
 """YAML text -> a tree of plain values that know where they stand. The only importer of ruamel.yaml.
 
 Read is YAML 1.2 with its core schema and nothing else: ``1e-3`` is a number; ``no``, ``1_000`` and
-``2026-01-31`` are texts; ``010`` is ten. ruamel splits the text into events and the tree is built here,
-so that no tag can construct anything and no alias can be expanded. Refused are tags, anchors and
-aliases (every value has one place in the file), merge keys, repeated keys, keys that are no text,
-several documents, ``%YAML 1.1``, numbers that are not finite or do not fit 64 bits, and nesting deeper
-than 20.
+``2026-01-31`` are texts; ``010`` is ten. ruamel splits the text into events and the tree is built
+here, so that no tag can construct anything and no alias can be expanded. Refused are tags, anchors
+and aliases (so every value has one place in the file), merge keys, repeated keys, keys that are no
+text, several documents, ``%YAML 1.1``, numbers that are not finite or do not fit 64 bits, and
+nesting deeper than 20.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.events import (
     AliasEvent,
     DocumentStartEvent,
@@ -29,7 +28,7 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.reader import ReaderError
 
-from orchestrator.errors import Problem, SweepError
+from orchestrator.nodes import Node, Problems, child_path
 
 MAX_DEPTH = 20  # ours need 5; a tower of brackets must not exhaust Python's stack
 
@@ -39,93 +38,6 @@ _BOOL = {word: word.lower() == "true" for word in "true True TRUE false False FA
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """One value of the document and its place.
-
-    Attributes:
-        value: None, bool, int, float, str, a list of nodes, or a dict of nodes by key.
-        path: for example ``$.grid.lr[1]``, or the ``--set`` option the value came from.
-        line: 1-based; None for a value from an option.
-        column: 1-based; None for a value from an option.
-        keys: of a mapping: the place of each key (their values are the key texts).
-        valid: False where a problem was reported already: skip it silently.
-    """
-
-    value: Any
-    path: str
-    line: int | None = None
-    column: int | None = None
-    keys: Mapping[str, Node] = field(default_factory=dict)
-    valid: bool = True
-
-    @property
-    def plain(self) -> Any:
-        """The value without places: scalars, lists and dicts."""
-        if isinstance(self.value, list):
-            return [item.plain for item in self.value]
-        if isinstance(self.value, dict):
-            return {key: item.plain for key, item in self.value.items()}
-        return self.value
-
-    @property
-    def got(self) -> str:
-        """What stands here, in the words of a message: ``a list``, ``0.3``, ``'no'``."""
-        return "a list" if isinstance(self.value, list) else show(self.value)
-
-
-class Problems:
-    """Collects what is wrong, so that a user sees all of it at once."""
-
-    def __init__(self) -> None:
-        self._found: dict[Problem, None] = {}  # a dict as an ordered set
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def add(self, place: Node | None, message: str) -> None:
-        """Report a problem at a node (None: it has no place)."""
-        at = ("", None, None) if place is None else (place.path, place.line, place.column)
-        self._found.setdefault(Problem(message, *at))
-
-    def check(self, source: str) -> None:
-        """Raise what was collected.
-
-        Raises:
-            SweepError: with every problem, in file order; those of options come last.
-        """
-        if self._found:
-            last = (float("inf"), 0)
-            order = sorted(self._found, key=lambda p: (p.line, p.column or 0) if p.line else last)
-            raise SweepError(source, order)
-
-
-def show(value: Any) -> str:
-    """A value as a message names it: ``0.3``, ``'no'``, ``true``, ``[0.9, 0.98]``."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        text = "[" + ", ".join(show(item) for item in value[:20]) + "]"
-    else:
-        text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """`` (did you mean lr?)``, or nothing when no valid name is near."""
-    close = difflib.get_close_matches(name, list(valid), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def child_path(path: str, key: str) -> str:
-    """The path of a mapping's entry."""
-    return f"{path}.{key}" if re.fullmatch(r"[\w-]+", key) else f"{path}[{key[:40]!r}]"
 
 
 def read(text: str, problems: Problems, *, option: str | None = None) -> Node | None:
@@ -152,9 +64,8 @@ def read(text: str, problems: Problems, *, option: str | None = None) -> Node | 
         place = reader.place("$", mark.line, mark.column) if mark else reader.place("$", 0, 0)
         what = ": ".join(part for part in (error.context, error.problem) if part)
         problems.add(place, f"not YAML: {what}")
-    except (YAMLError, ValueError, OverflowError) as error:
-        # ValueError: ruamel passes on what chr() says of an escape beyond Unicode
-        problems.add(reader.place("$", 0, 0), f"not YAML: {error}")
+    except (ValueError, OverflowError):  # what chr() raises inside ruamel, which knows no place
+        problems.add(None, "not YAML: an escape such as \\U00110000 that is no character")
     return None
 
 
@@ -236,8 +147,7 @@ class _Reader:
         while not isinstance(inner := next(self.events), MappingEndEvent):
             key = self.node(inner, path, depth + 1)
             if key.valid and not isinstance(key.value, str):
-                got = "a list" if isinstance(key.value, list) else show(key.value)
-                self.problems.add(key, f"expected a name as key, got {got}")
+                self.problems.add(key, f"expected a name as key, got {key.got}")
                 key = replace(key, valid=False)
             name = key.value if isinstance(key.value, str) else ""
             where = child_path(path, name)
@@ -335,3 +245,13 @@ def _put(node: Node, names: tuple[str, ...], value: Node, place: Node, problems:
         value={**node.value, name: inner},
         keys={**node.keys, name: replace(place, value=name)},
     )
+
+
+def tracking_uri(text: str, overrides: Sequence[str] = ()) -> str | None:
+    """The tracking server's URI that a sweep file names, read without its task; None if none is."""
+    problems = Problems()
+    root = read(text, problems)
+    node = root and override(root, overrides, problems)
+    for key in ("tracking", "uri"):
+        node = node.value.get(key) if node and isinstance(node.value, dict) else None
+    return node.value if node and isinstance(node.value, str) else None

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import tasks
-from orchestrator import environment, planning
+from orchestrator import environment, planning, summaries
 from orchestrator.execution import Ended, Event, Executor, InProcess, Lost, Started
 from orchestrator.schemas import RESULTS
 from orchestrator.session import Session, check_owner
@@ -184,6 +184,7 @@ def run_sweep(
                     run.drive(pool)
                 finally:
                     pool.shutdown()
+            summaries.write(session.store)
         finally:
             run.flush_quietly()
             if tracker is not None:

@@ -6,11 +6,11 @@ floats as Python's repr), its first 64 bits as 16 hex characters. The content is
     {"evaluations":[0,50],"format":1,"measure":["ranks"],"method":1,"params":{"lr":0.003},
      "parents":[],"seed":0,"snapshots":[0,50],"task":"name","version":1}
 
-where `method` is spectral.METHOD_VERSION, `version` the task's, and `params` holds what differs from
-the defaults; that of a configuration is the same without the seed. Steps are hashed, not the words
-that chose them: ``every: 50`` and ``at: [0, 50, 100]`` of 100 steps are the same measurements.
-Values are hashed after validation: 1 and 1.0 agree where the task's field is a float, and a default
-that is stated agrees with one that is not.
+where `method` is spectral.METHOD_VERSION, `version` the task's, and `params` holds what differs
+from the defaults. That of a configuration is the same without the seed. Steps are hashed, not the
+words that chose them: ``every: 50`` and ``at: [0, 50, 100]`` of 100 steps are the same
+measurements. Values are hashed after validation: 1 and 1.0 agree where the task's field is a float,
+and a default that is stated agrees with one that is not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from orchestrator.document import Node, show
+from orchestrator.nodes import Node, show
 
 FORMAT = 1  # of the content above; raising it gives every trial a new identity
 
@@ -71,6 +71,8 @@ def comparable(value: Any) -> Any:
     """A hashable stand-in: equal exactly if the values are, 1 and 1.0 included, true and 1 not."""
     if isinstance(value, list | tuple):
         return tuple(comparable(item) for item in value)
+    if isinstance(value, dict):
+        return "mapping", tuple((key, comparable(item)) for key, item in value.items())
     return ("bool", value) if isinstance(value, bool) else value
 
 

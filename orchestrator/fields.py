@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from orchestrator.document import Node, Problems, nearest, show
 from orchestrator.expansion import Schedule, comparable
+from orchestrator.nodes import Node, Problems, nearest, show
 from orchestrator.points import MAX_TRIALS, Axis, Block
 from orchestrator.sweep_schema import FIELDS, REQUIRED, RESERVED
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -36,6 +37,7 @@ class Tracking:
     enabled: bool = True
 
 
+AXES = "a mapping of parameters to lists of values"
 Claims = Mapping[str, tuple[str, Node]]  # parameters that stand elsewhere: section and key
 
 
@@ -43,8 +45,8 @@ Claims = Mapping[str, tuple[str, Node]]  # parameters that stand elsewhere: sect
 class Fields:
     """What the file says, defaults filled in; of use only if nothing was reported.
 
-    `base`, `blocks` and `exclude` still hold nodes: `orchestrator.points.expand` checks their values
-    against the task. The keys of `base` are those of all parameters the file names.
+    `base`, `blocks` and `exclude` still hold nodes: `orchestrator.points.expand` checks their
+    values against the task. The keys of `base` are those of all parameters the file names.
     """
 
     name: str
@@ -153,12 +155,15 @@ class _Reader:
         self.problems.add(node, f"expected {what}, got {got}")
         return []
 
-    def unrepeated(self, items: Sequence[Node], what: str) -> None:
-        first: dict[Any, Node] = {}
-        for item in items:
-            earlier = first.setdefault(comparable(item.plain), item)
-            if earlier is not item:
-                self.problems.add(item, f"{what} {show(item.plain)} twice, also at {earlier.path}")
+    def unrepeated(self, rows: Sequence[tuple[Node, ...]], what: str) -> list[tuple[Node, ...]]:
+        """The rows without those whose values stood before, which are reported."""
+        first: dict[Any, tuple[Node, ...]] = {}
+        for row in rows:
+            earlier = first.setdefault(tuple(comparable(node.plain) for node in row), row)
+            if earlier is not row:
+                shown = " with ".join(show(node.plain) for node in row)
+                self.problems.add(row[0], f"{what}: {shown} also stands at {earlier[0].path}")
+        return list(first.values())
 
     def names(self, task: type[Any] | None) -> None:
         """Report fields that are unknown and those that are missing."""
@@ -193,7 +198,7 @@ class _Reader:
         by_path = re.fullmatch(r"(.+\.py)(:[^:/]*)?", reference)
         try:
             if by_path:
-                file = Path(by_path[1]).expanduser()
+                file = self.at_home(node, by_path[1])
                 folders = dict.fromkeys([self.folder.absolute(), Path.cwd()])
                 found = [folder / file for folder in folders if (folder / file).is_file()]
                 if not found:
@@ -202,8 +207,7 @@ class _Reader:
                     return "", None
                 reference = f"{found[0]}{by_path[2] or ''}"
             task = resolve(reference, base=self.folder)
-        except (TaskError, OSError, RuntimeError, ValueError) as error:
-            # OSError: a path too long; RuntimeError: ~unknown; ValueError: no path at all
+        except (TaskError, OSError) as error:  # OSError: a path that is too long
             self.problems.add(node, str(error))
             return "", None
         for taken in sorted(RESERVED.intersection(task.Config.model_fields)):
@@ -225,11 +229,15 @@ class _Reader:
                 self.problems.add(node, message)
                 return ""
             text = unquote(parts.path)
+        return str(self.at_home(node, text).absolute())
+
+    def at_home(self, node: Node, text: str) -> Path:
+        """The path, with a leading ~ or ~user replaced."""
         try:
-            return str(Path(text).expanduser().absolute())
+            return Path(text).expanduser()
         except RuntimeError:  # ~nobody
             self.problems.add(node, f"there is no home folder for {show(text)}")
-            return ""
+            return Path(text)
 
     def checkpoint_seconds(self) -> float:
         node = self.get("checkpoint_seconds")
@@ -248,9 +256,8 @@ class _Reader:
                 return tuple(range(node.value))
             return (0,)
         items = self.items(node, "at least one seed")
-        seeds = [self.whole(item, 0) for item in items]
-        self.unrepeated([item for item in items if type(item.value) is int], "the seed")
-        return tuple(seed for seed in seeds if seed is not None) or (0,)
+        usable = [(item,) for item in items if self.whole(item, 0) is not None]
+        return tuple(item.value for (item,) in self.unrepeated(usable, "repeated seed")) or (0,)
 
     def schedule(self, name: str) -> Schedule | None:
         node = self.get(name)
@@ -265,14 +272,14 @@ class _Reader:
             return None
         if "at" in entries:
             items = self.items(entries["at"], "a list of steps")
-            steps = [self.whole(item, 0) for item in items]
-            self.unrepeated([item for item in items if type(item.value) is int], "the step")
-            return Schedule("at", tuple(s for s in steps if s is not None), entries["at"])
+            usable = [(item,) for item in items if self.whole(item, 0) is not None]
+            steps = tuple(item.value for (item,) in self.unrepeated(usable, "repeated step"))
+            return Schedule("at", steps, entries["at"])
         if "every" in entries:
             number = self.whole(entries["every"], 1)
-            return number and Schedule("every", number, entries["every"])
+            return None if number is None else Schedule("every", number, entries["every"])
         number = self.whole(entries["log_spaced"], 2)
-        return number and Schedule("log_spaced", number, entries["log_spaced"])
+        return None if number is None else Schedule("log_spaced", number, entries["log_spaced"])
 
     def measure(self) -> tuple[str, ...]:
         from spectral import MEASUREMENTS  # here, because it loads torch
@@ -281,15 +288,15 @@ class _Reader:
         node = self.get("measure")
         if node is None:
             return ("ranks", "spectrum")
-        items = self.items(node, f"a list of measurements, of {', '.join(available)}")
-        for item in items:
-            if item.value not in available:
-                hint = nearest(str(item.value), available)
-                accepted = f"one of {', '.join(available)}"
-                message = f"unknown measurement {show(item.plain)}{hint}: {accepted}"
-                self.problems.add(item, message)
-        self.unrepeated(items, "the measurement")
-        return tuple(sorted(item.value for item in items if item.value in available))
+        accepted = f"one of {', '.join(available)}"
+        usable = []
+        for item in self.items(node, "a list of at least one measurement"):
+            if item.value in available:
+                usable.append((item,))
+            else:
+                hint = nearest(item.value, available) if isinstance(item.value, str) else ""
+                self.problems.add(item, f"unknown measurement {item.got}{hint}: {accepted}")
+        return tuple(sorted(i.value for (i,) in self.unrepeated(usable, "repeated measurement")))
 
     def resources(self) -> Resources:
         node = self.get("resources")
@@ -322,19 +329,22 @@ class _Reader:
         entries = self.mapping(
             node, ("uri", "experiment"), "none, or a mapping of uri and experiment"
         )
-        return Tracking(**{key: self.text(entry) for key, entry in entries.items()})
+        texts = {key: self.text(entry) for key, entry in entries.items()}
+        return Tracking(uri=texts.get("uri"), experiment=texts.get("experiment"))
 
-    def parameters(self, node: Node, task: type[Any] | None) -> dict[str, Node]:
+    def parameters(self, node: Node, task: type[Any] | None, what: str) -> dict[str, Node]:
         """The valid entries of a mapping whose keys must be parameters of the task."""
-        entries = self.mapping(node, None, "a mapping of parameters")
+        entries = self.mapping(node, None, what)
+        self.named |= node.keys
         if task is None:
             return entries
         known = task.Config.model_fields
         for key in [key for key in entries if key not in known]:
             del entries[key]
             hint = nearest(key, known) or f": it has {', '.join(known)}"
-            if key in ("seed", "seeds") or key in FIELDS:
-                hint = f": {'seeds' if key == 'seed' else key} is a field of the sweep, not in here"
+            if key == "seed" or key in FIELDS:
+                field = "seeds" if key == "seed" else key
+                hint = f": {field} stands at the top of the file, beside {node.path[2:] or 'base'}"
             self.problems.add(node.keys[key], f"{task.name} has no parameter {key!r}{hint}")
         return entries
 
@@ -347,9 +357,12 @@ class _Reader:
         return all([self.value(item) for item in inner]) and node.valid  # all: report every item
 
     def base(self, task: type[Any] | None) -> Node:
-        """The base with its usable values; its `keys` name the others too."""
+        """The base with its usable values only."""
+        if task is not None and any(not v.valid for v in self.root.value.values()):
+            # a whole section may be lost, so that none of its parameters can be called missing
+            self.named |= dict.fromkeys(task.Config.model_fields, self.root)
         node = self.get("base") or replace(self.root, value={}, keys={})
-        entries = self.parameters(node, task)
+        entries = self.parameters(node, task, "a mapping of parameters to values")
         return replace(node, value={key: v for key, v in entries.items() if self.value(v)})
 
     def blocks(self, task: type[Any] | None, base: Node) -> list[Block]:
@@ -362,37 +375,34 @@ class _Reader:
             claimed |= {name: ("zip", key) for name, key in zipped.keys.items()}
         if grid is None:
             return [Block(zipped or base, together)]
-        what = "a mapping of parameters to lists of values, or a list of such mappings"
         blocks = []
-        for place in [grid] if isinstance(grid.value, dict) else self.items(grid, what):
-            axes = self.axes(place, task, claimed)
-            for values in axes.values():
-                self.unrepeated(values, "the same trial twice: the value")
-            single = [Axis((name,), tuple((v,) for v in values)) for name, values in axes.items()]
-            blocks.append(Block(place, (*single, *together)))
+        several = not isinstance(grid.value, dict)
+        for place in self.items(grid, f"{AXES}, or a list of them") if several else [grid]:
+            axes = []
+            for name, values in self.axes(place, task, claimed).items():
+                rows = self.unrepeated([(value,) for value in values], "the same trial twice")
+                axes.append(Axis((name,), tuple(rows)))
+            blocks.append(Block(place, (*axes, *together)))
         return blocks or [Block(grid, together)]
 
     def zip(self, node: Node, task: type[Any] | None, claimed: Claims) -> tuple[Axis, ...]:
         axes = self.axes(node, task, claimed)
+        if not axes:
+            return ()
         lengths = {name: len(values.value) for name, values in node.value.items() if name in axes}
         if len(set(lengths.values())) > 1:
             counts = ", ".join(f"{name} has {length}" for name, length in lengths.items())
             self.problems.add(node, f"axes that move together need equally many values: {counts}")
             return ()
-        if not axes or len({len(values) for values in axes.values()}) > 1:
-            return ()  # nothing is swept, or some values were reported already
-        rows = tuple(zip(*axes.values(), strict=True))
-        first: dict[Any, Node] = {}
-        for row in rows:
-            key = comparable([value.plain for value in row])
-            if (earlier := first.setdefault(key, row[0])) is not row[0]:
-                self.problems.add(row[0], f"the same trial twice: the row is as at {earlier.path}")
-        return (Axis(tuple(axes), rows),)
+        if len({len(values) for values in axes.values()}) > 1:
+            return ()  # some values were reported already
+        rows = self.unrepeated(list(zip(*axes.values(), strict=True)), "the same trial twice")
+        return (Axis(tuple(axes), tuple(rows)),)
 
     def axes(self, node: Node, task: type[Any] | None, claimed: Claims) -> dict[str, list[Node]]:
         """The usable values of each axis; axes without any are left out."""
         axes = {}
-        for name, values in self.parameters(node, task).items():
+        for name, values in self.parameters(node, task, AXES).items():
             if name in claimed:
                 section, key = claimed[name]
                 where = key.path if key.line is None else f"line {key.line}"
@@ -418,7 +428,8 @@ class _Reader:
         for item in self.items(node, "a list of mappings of swept parameters to values"):
             found = self.mapping(item, None, "a mapping of swept parameters to values")
             for key in [key for key in found if key not in axes]:
-                hint = nearest(key, axes) or f": swept are {', '.join(axes) or 'none'}"
+                swept = f"swept are {', '.join(axes)}" if axes else "nothing is"
+                hint = nearest(key, axes) or f": {swept}"
                 self.problems.add(item.keys[key], f"{key!r} is not swept{hint}")
             if isinstance(item.value, dict) and not item.value:
                 self.problems.add(item, "excludes everything: name at least one value")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.display import grid, interval
+from orchestrator.display import grid
 from orchestrator.errors import SweepError, TrackingError, UserError
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep, load
@@ -115,9 +115,14 @@ def _cell(value: Any) -> str:
     return (text if len(text) <= 80 else text[:77] + "...").replace("[", "\\[")
 
 
-def final_tables(results: Results) -> Iterable[Table]:
-    """The tables that a run ends with, from the committed rows."""
-    raise NotImplementedError
+def final_tables(results: Results) -> Iterator[Table]:
+    """The table that a run ends with, from the committed rows; none without results."""
+    from orchestrator import summaries
+
+    found = summaries.final_table(results)
+    if found is not None:
+        title, header, rows = found
+        yield grid(title, header, [[cell.replace("[", "\\[") for cell in row] for row in rows])
 
 
 def available_tasks() -> dict[str, str]:
@@ -146,6 +151,3 @@ def describe_task(name: str) -> Table:
     table = grid(f"{name} (version {task_class.version})", ["parameter", "default", ""], rows)
     table.columns[2].justify = "left"
     return table
-
-
-__all__ = ["grid", "interval"]

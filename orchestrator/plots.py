@@ -117,7 +117,7 @@ def singular_values(
         floor = np.where(hidden, np.nan, bounds.max(axis=1))
         ax.plot(steps, floor, color="0.3", ls=":", lw=1.2, label="largest numerical bound")
         ax.legend(fontsize=8)
-    _step_axis(ax, steps)
+    _step_axis(ax)
     if np.isfinite(values).any():
         ax.set_yscale("log")
     ax.set_xlabel(STEP_LABEL)
@@ -202,7 +202,7 @@ def _spectra(
     rows.sort(key=lambda row: (row["seed"], *(_order(row[name]) for name in others)))
     first: dict[Any, dict[str, Any]] = {}
     for row in rows:
-        first.setdefault(None if by is None else row[by], row)
+        first.setdefault(None if by is None else _level(row[by]), row)
     levels = sorted(first, key=_order)
     shown = _evenly(levels, 6)
     if not shown:
@@ -235,7 +235,7 @@ def _draw_metric(ax: Axes, trials: pa.Table, scalars: pa.Table, by: str | None) 
     colours = dict(zip(levels, _colours(levels), strict=True))
     of_config: dict[str, Any] = {}
     for row in _drawn(trials).to_pylist():
-        colour = of_config[row["config_id"]] = colours[None if by is None else row[by]]
+        colour = of_config[row["config_id"]] = colours[None if by is None else _level(row[by])]
         if row["trial_id"] not in curves:
             continue
         x, y = zip(*sorted(curves[row["trial_id"]]), strict=True)
@@ -250,7 +250,7 @@ def _draw_metric(ax: Axes, trials: pa.Table, scalars: pa.Table, by: str | None) 
     for config_id, points in means.items():
         x, y = zip(*points, strict=True)
         ax.plot(x, y, color=of_config[config_id], lw=1.8, gid=config_id)
-    _step_axis(ax, scalars.column("step").to_numpy())
+    _step_axis(ax)
     metric = scalars.column("metric")[0].as_py() if scalars.num_rows else ""
     drawn = np.concatenate([line.get_ydata() for line in ax.lines] or [np.zeros(0)])
     drawn = drawn[np.isfinite(drawn)]
@@ -266,7 +266,8 @@ def _handles(trials: pa.Table, scalars: pa.Table, by: str) -> list[Line2D]:
     levels = _levels(trials, by)
     counts: dict[Any, dict[str, int]] = {level: {} for level in levels}
     for row in _drawn(trials.filter(known)).to_pylist():
-        counts[row[by]][row["status"]] = counts[row[by]].get(row["status"], 0) + 1
+        of_level = counts[_level(row[by])]
+        of_level[row["status"]] = of_level.get(row["status"], 0) + 1
     return [
         Line2D([], [], color=colour, lw=1.8, label=_label(level, counts[level]))
         for level, colour in _evenly(list(zip(levels, _colours(levels), strict=True)), MAX_LEGEND)
@@ -319,7 +320,11 @@ def _most_changed(trials: pa.Table, of_rank: pa.Table, spectra: pa.Table) -> str
 
 
 def _levels(trials: pa.Table, parameter: str) -> list[Any]:
-    return sorted(set(_drawn(trials).column(parameter).to_pylist()), key=_order)
+    return sorted(set(map(_level, _drawn(trials).column(parameter).to_pylist())), key=_order)
+
+
+def _level(value: Any) -> Any:
+    return str(value) if isinstance(value, list | dict) else value  # betas: [0.9, 0.98]
 
 
 def _order(level: Any) -> tuple[int, float, str]:
@@ -340,9 +345,9 @@ def _evenly(items: Sequence[Any], most: int) -> list[Any]:
     return [items[i] for i in np.round(np.linspace(0, len(items) - 1, most)).astype(int)]
 
 
-def _step_axis(ax: Axes, steps: Any) -> None:
+def _step_axis(ax: Axes) -> None:
     ax.set_xscale("symlog", linthresh=1, linscale=0.5)
-    ax.set_xlim(0, max(float(np.max(steps, initial=1)), 1.0))
+    ax.margins(x=0)
     ax.grid(visible=True, lw=0.4, alpha=0.4)
     ax.tick_params(which="both", labelsize=8)
 

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_jsonable_python
 
-from orchestrator.document import Node, Problems, nearest, show
 from orchestrator.expansion import Configuration, Expansion, assignment, canonical, comparable
+from orchestrator.nodes import Node, Problems, nearest, show
 
 MAX_TRIALS = 1_000_000
 MAX_STEPS = 100_000  # of one trial's snapshots
@@ -98,6 +98,7 @@ class _Expander:
         self.first_of: dict[str, tuple[int, str]] = {}  # config_id: block and point
         self.failures: dict[str, list[str]] = {}  # message: points
         self.num_failures = 0
+        self.num_left = 0  # points that are not excluded
         self.lengths: dict[int, bool] = {}  # of trials in steps: whether they can be scheduled
 
     def run(self, blocks: Sequence[Block]) -> None:
@@ -105,7 +106,9 @@ class _Expander:
         rows = [[_prepare(axis) for axis in block.axes] for block in blocks]
         for block_rows in rows:
             self.check_values(block_rows)
-        if len(self.problems) == before:
+        names = [[n for axis in block.axes for n in axis.names] for block in blocks]
+        ambiguous = any(len({*self.base.value, *n}) < len(self.base.value) + len(n) for n in names)
+        if len(self.problems) == before and not ambiguous:  # ambiguous: was reported already
             for index, block_rows in enumerate(rows):
                 for point in itertools.product(*block_rows):
                     if not self.leaves_out(point):
@@ -148,6 +151,7 @@ class _Expander:
         return bool(matching)
 
     def add(self, block: int, point: Sequence[_Row]) -> None:
+        self.num_left += 1
         try:
             model = self.validate(point)
         except ValidationError as error:
@@ -237,7 +241,7 @@ class _Expander:
         for place in self.exclude:
             if place not in self.excluded:
                 self.problems.add(place, "excludes nothing: no combination has these values")
-        if not (self.first_of or self.failures):
+        if self.num_left == 0:
             self.problems.add(next(iter(self.exclude)), "every combination is excluded")
 
 
@@ -294,8 +298,8 @@ _ACCEPTED = {
     "string_too_long": "a text of at most {max_length} characters",
     "string_too_short": "a text of at least {min_length} characters",
     "string_type": "a text",
-    "too_long": "a list of at most {max_length}",
-    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length} values",
+    "too_short": "a list of at least {min_length} values",
     "tuple_type": "a list",
 }
 

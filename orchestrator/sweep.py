@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.document import Problems, nearest, override, read, show
+from orchestrator.document import override, read
 from orchestrator.errors import Problem, SweepError
 from orchestrator.expansion import Expansion, Trial, assignment, comparable
 from orchestrator.fields import Resources, Tracking, read_fields
+from orchestrator.nodes import Problems, nearest, show
 from orchestrator.points import expand
 from orchestrator.sweep_schema import schema
 
@@ -112,30 +113,35 @@ class Sweep:
         # a comma ends a value only if another assignment follows: betas=[0.9,0.98],seed=0
         for part in re.split(r",(?=\s*\w+\s*=)", expression):
             name, _, text = (piece.strip() for piece in part.partition("="))
+            if name in wanted:
+                return f"{name} is given twice"
             if name not in names:
                 return f"{name!r} is not swept; select by {', '.join(names)}{nearest(name, names)}"
             problems = Problems()
             node = read(text, problems, option=part)
-            wanted[name] = comparable(node.plain if node and not problems else text)
-        values = {name: self._values(name) for name in wanted}
+            wanted[name] = node.plain if node and not problems else text
         for name, value in wanted.items():
-            if value not in values[name]:
-                listed = ", ".join(list(values[name].values())[:20])
+            values = self._values(name)
+            if comparable(value) not in values:
+                listed = ", ".join(list(values.values())[:20])
                 return f"no trial has {assignment(name, value)}; {name} is one of {listed}"
         found = [
             trial
             for trial in self.trials()
-            if all(comparable({**trial.params, "seed": trial.seed}[n]) == wanted[n] for n in wanted)
+            if all(
+                comparable(trial.seed if name == "seed" else trial.params[name])
+                == comparable(value)
+                for name, value in wanted.items()
+            )
         ]
         return found or f"no trial has all of {expression}: this combination is not in the sweep"
 
     def _values(self, name: str) -> dict[Any, str]:
         if name == "seed":
             return {seed: str(seed) for seed in self.seeds}
-        rows = ({**self._expansion.common, **c.own}[name] for c in self._expansion.configurations)
-        return {
-            comparable(value): value if isinstance(value, str) else show(value) for value in rows
-        }
+        common = self._expansion.common[name]
+        values = [each.own.get(name, common) for each in self._expansion.configurations]
+        return {comparable(v): v if isinstance(v, str) else show(v) for v in values}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -195,9 +201,7 @@ def parse(
     if fields.task is None:
         problems.check(source)
     assert fields.task is not None, "no task although nothing is wrong with it"
-    from spectral import (
-        METHOD_VERSION,
-    )  # here, because it loads torch: readers of results do without
+    from spectral import METHOD_VERSION  # here, because it loads torch
 
     expansion = Expansion(
         task=fields.reference,

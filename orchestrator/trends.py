@@ -301,9 +301,9 @@ class _Trajectories:
         ]
 
     def finals(self) -> Floats:
-        """(T, S) final values of each completed trial in each series, NaN if it has none."""
+        """(T, S) final value of each completed trial in each series, NaN if none or not finite."""
         matrix = np.full((self.rows.trials.num_rows, len(self.rows.series)), np.nan)
-        matrix[self.trial, self.series] = self.final
+        matrix[self.trial, self.series] = np.where(np.isfinite(self.final), self.final, np.nan)
         return matrix
 
 
@@ -351,7 +351,10 @@ def _effects(trajectories: _Trajectories, parameters: Sequence[str]) -> list[pa.
     """Paired effects and Spearman's rho of every numeric parameter with at least two levels."""
     rows, finals = trajectories.rows, trajectories.finals()
     columns = {name: rows.trials.column(name) for name in parameters}
-    values = {name: column.to_pylist() for name, column in columns.items()}
+    values = {
+        name: [str(v) if isinstance(v, list | dict) else v for v in column.to_pylist()]
+        for name, column in columns.items()
+    }
     seeds = rows.trials.column("seed").to_pylist()
     if values:
         _require_told_apart(rows, seeds, values)

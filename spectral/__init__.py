@@ -28,19 +28,20 @@ from spectral.views import Coupling, CouplingEnd, MatrixView, discover
 # Part of every trial's identity: raised whenever a measured number changes.
 METHOD_VERSION = 1
 
-__all__ = [
+# plain order, as the tests of the other packages have it; ruff would put constants first
+__all__ = [  # noqa: RUF022
+    "Bounded",
     "COLLAPSED_BELOW",
+    "Coupling",
+    "CouplingEnd",
+    "Decomposition",
     "EFFECTIVE_RANK_TOLERANCE",
     "MEASUREMENTS",
     "METHOD_VERSION",
     "METRICS",
-    "QUANTITIES",
-    "Bounded",
-    "Coupling",
-    "CouplingEnd",
-    "Decomposition",
     "MatrixView",
     "Metric",
+    "QUANTITIES",
     "ScalarRow",
     "Snapshot",
     "SnapshotState",

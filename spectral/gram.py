@@ -101,8 +101,7 @@ def singular_values_from(
     values = np.sqrt(squares)
     # differences of square roots, written as quotients that do not cancel
     above = eps / (np.sqrt(squares + eps) + values)
-    below = np.where(
-        squares > eps, eps / (values + np.sqrt(np.maximum(squares - eps, 0.0))), values
-    )
+    reach = values + np.sqrt(np.maximum(squares - eps, 0.0))
+    below = np.where(squares > eps, eps / np.where(squares > eps, reach, 1.0), values)
     bounds = np.maximum(above, below) * (1.0 + 8 * UNIT_ROUNDOFF) + 2 * UNIT_ROUNDOFF * values
     return values, bounds

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from spectral.views import MatrixView
 from tasks.config import TrainingConfig
+from tasks.losses import cross_entropy
 from tasks.models.transformer import Transformer
-from tasks.random import Streams, initialise_
+from tasks.random import Streams
 from tasks.task import Batch, Forward, Task
 
 
@@ -65,8 +65,8 @@ class ModularAdditionConfig(TrainingConfig):
         per_step = self.batch_size or self.num_train
         if per_step % self.micro_batches:
             raise ValueError(
-                f"micro_batches ({self.micro_batches}) does not divide the {per_step} examples of a "
-                "step"
+                f"micro_batches ({self.micro_batches}) does not divide the {per_step} examples "
+                "of a step"
             )
         return self
 
@@ -115,7 +115,7 @@ class ModularAddition(Task):
         """Cross-entropy at the last position."""
         labels = batch["labels"]
         logits = forward(batch["tokens"], True)
-        return F.cross_entropy(logits, labels, reduction="sum"), torch.tensor(labels.shape[0])
+        return cross_entropy(logits, labels).sum(), torch.tensor(labels.shape[0])
 
     def eval_data(self, streams: Streams, split: str) -> Batch:
         """`tokens` int64 [K, pairs, 3] and `labels` int64 [K, pairs]."""
@@ -138,7 +138,7 @@ class ModularAddition(Task):
         """Sums of cross-entropy and of wrong answers over the pairs."""
         labels = data["labels"]
         logits = forward(data["tokens"], True)
-        losses = F.cross_entropy(logits, labels, reduction="none")
+        losses = cross_entropy(logits, labels)
         wrong = logits.argmax(-1) != labels
         count = torch.tensor(labels.shape[0])
         return {"loss": (losses.double().sum(), count), "error": (wrong.double().sum(), count)}

@@ -28,13 +28,14 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
     With w = warmup: lr step / w for step < w; afterwards, with x = (step - w) / (steps - w), lr for
     the schedule constant, lr (1 - x) for linear and lr (1 + cos(pi x)) / 2 for cosine. So the first
-    of w >= 1 warm-up steps has rate 0 and the last step of a decaying schedule is still above 0.
+    of w >= 1 warm-up steps has rate 0 and the last step of a decaying schedule is still above 0;
+    there is no end: beyond `steps` a decaying schedule stays at 0.
     """
     if step < config.warmup:
         return config.lr * step / config.warmup
     if config.schedule == "constant":
         return config.lr
-    x = (step - config.warmup) / (config.steps - config.warmup)
+    x = min((step - config.warmup) / max(config.steps - config.warmup, 1), 1.0)
     return config.lr * (
         1.0 - x if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * x))
     )
@@ -78,8 +79,8 @@ class Optimiser:
         chunk, place = divmod(step, CHUNK)
         if chunk != self._chunk:
             rule = _adamw_factors if self.kind == "adamw" else _sgd_factors
-            last = min((chunk + 1) * CHUNK, max(self.configs[0].steps, step + 1))
-            rows = [[rule(c, s) for c in self.configs] for s in range(chunk * CHUNK, last)]
+            steps = range(chunk * CHUNK, (chunk + 1) * CHUNK)
+            rows = [[rule(c, s) for c in self.configs] for s in steps]
             table = torch.tensor(rows, dtype=torch.float64).to(like.device, like.dtype)
             self._table = table.transpose(1, 2).unsqueeze(-1)  # [steps, factors, K, 1]
             self._chunk = chunk

@@ -37,6 +37,7 @@ STREAMS: dict[str, int] = {
 """Name of each stream and the number it is keyed by; numbers are never reused or changed."""
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 def _signed(value: int) -> int:
@@ -164,13 +165,13 @@ class Streams:
     ) -> Tensor:
         """Standard normal numbers, [K, *shape]: Box and Muller's transform of one hash each.
 
-        sqrt(-2 ln u) cos(2 pi v) with 32 of the 64 bits for u in (0, 1] and 32 for v in [0, 1), so
-        |value| <= sqrt(64 ln 2) = 6.66. ln and cos are summed from their series with additions,
+        sqrt(-2 ln u) cos(2 pi v) with 32 of the 64 bits for u in (0, 1), odd multiples of 2^-33,
+        and 32 for v in [0, 1), so |value| <= sqrt(66 ln 2) = 6.76. ln and cos are summed from their series with additions,
         multiplications and divisions only, because library functions differ in the last bit
         between devices, and on a CPU between an element inside and one at the end of an array.
         """
         drawn = self.bits(name, step, shape)
-        u = (_logical_shift(drawn, 32) + 1).to(torch.float64).mul_(2.0**-32)
+        u = (_logical_shift(drawn, 32).to(torch.float64) + 0.5).mul_(2.0**-32)
         v = (drawn & 0xFFFFFFFF).to(torch.float64).mul_(2.0**-32)
         return ((_log(u) * -2.0).sqrt_() * _cos_of_turns(v)).to(dtype)
 
@@ -208,10 +209,10 @@ def _check_name(name: str) -> None:
 
 
 def _log(u: Tensor) -> Tensor:
-    """ln u of float64 u > 0, to about 1e-16 relative to max(1, |ln u|).
+    """Natural logarithm of float64 u, 0 < u < 1, to about 1e-15 relative.
 
-    u = m 2^e with m in [1/2, 1); ln m = 2 atanh(s) for s = (m - 1) / (m + 1), |s| <= 1/3. The series
-    s + s^3/3 + ... is cut after s^33: the rest is below 1e-17.
+    u = m 2^e with m in [1/2, 1); ln m = 2 atanh(s) for s = (m - 1) / (m + 1), |s| <= 1/3. The
+    series s + s^3/3 + ... is cut after s^33: the rest is below 1e-17.
     """
     m, e = torch.frexp(u)
     s = (m - 1.0) / (m + 1.0)
@@ -264,7 +265,7 @@ def normal_(tensor: Tensor, sd: float, streams: Streams, salt: str) -> None:
         tensor.copy_(drawn * sd)
 
 
-def initialise_(module: nn.Module, streams: Streams, prefix: str = "") -> None:
+def initialise_(module: M, streams: Streams, prefix: str = "") -> M:
     """Fill every parameter of a model in place from one trial's `init` stream.
 
     The distributions are torch's defaults: linear and convolution weights and biases
@@ -277,6 +278,9 @@ def initialise_(module: nn.Module, streams: Streams, prefix: str = "") -> None:
         streams: of one trial.
         prefix: the part's name in the model with a trailing dot; a parameter's full name decides
             its numbers, so equal layers differ.
+
+    Returns:
+        The module itself.
 
     Raises:
         TypeError: a module holds parameters and none of the above says how to fill them.
@@ -306,3 +310,4 @@ def initialise_(module: nn.Module, streams: Streams, prefix: str = "") -> None:
             method(streams, f"{prefix}{name}.")
         else:
             initialise_(child, streams, f"{prefix}{name}.")
+    return module

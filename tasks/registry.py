@@ -85,7 +85,8 @@ def _module_from(file: Path, reference: str) -> ModuleType:
         # Last, so that the files beside the task can be imported but never hide a real module.
         sys.path.append(str(file.parent))
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None, "a .py file always has a loader"
+    assert spec is not None, "a .py file always has a loader"
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

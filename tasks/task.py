@@ -12,6 +12,12 @@ company, provided the task keeps three promises:
    the micro-batch alone: no state moves on from step to step, so a trial resumes anywhere.
 2. What trial k gets depends on entry k of the streams and on configuration k only.
 3. All shapes depend on structural fields only, and are equal at every step.
+4. Where sigmoid, SiLU, GELU, softplus, exp2 or pow is applied, the last dimension is a multiple of
+   16: torch computes the last few numbers of an array with other instructions, which for these
+   functions round differently (measured), and where the array of one trial ends depends on K.
+   exp, log, sin, cos, tanh, erf, (log_)softmax and the four operations are free of this. So are
+   linear layers, embeddings and LayerNorm. `nn.BatchNorm` is not: under vmap the gradient of its
+   input takes another kernel at K = 1 than at K >= 2 (torch 2.13), one rounding apart.
 
 A field of `Config` is *structural* (decides shapes, dtypes or which operations run; equal
 within a group) unless it is marked `Annotated[..., PerTrial]`: then it may differ inside a group
@@ -132,9 +138,9 @@ class Task(ABC):
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
         """(sum, weight) of ONE trial: what is minimised is sum / weight, over all micro-batches.
 
-        `batch` lacks the dimension K here. Usually the sum of the examples' losses and their number;
-        the weight may depend on the data (tokens that count), not on the parameters: no gradient
-        flows through it. Both are scalars (0-dimensional). No `.item()`, no branch on values.
+        `batch` lacks the dimension K here. Usually the sum of the examples' losses and their
+        number; the weight may depend on the data (tokens that count), not on the parameters: no
+        gradient flows through it. Both are 0-dimensional. No `.item()`, no branch on values.
         """
 
     @abstractmethod

@@ -12,10 +12,8 @@ by whoever has to synchronise anyway.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from tasks.config import FullBatchConfig, PerTrial, TrainingConfig, per_trial_fields
 from tasks.optimisers import MOMENTS, Optimiser
 from tasks.random import STREAMS, Streams
+from tasks.state import ALIGN, GroupState, views_of
 from tasks.task import Batch, Task
 
 __all__ = [
@@ -38,10 +37,6 @@ __all__ = [
     "train_step",
 ]
 
-ALIGN = 64
-"""Rows of the flat tensors are a multiple of this long: every element of every trial then meets the
-vectorised instructions, never the scalar ones at an array's end, which may round differently."""
-
 EVAL_CHUNK = 4096  # examples per trial and forward pass in evaluate(); bounds its memory
 
 
@@ -49,120 +44,6 @@ def make_streams(configs: Sequence[TrainingConfig], seeds: Sequence[int]) -> Str
     """The streams of a group: trial k draws from seeds[k] unless its `<stream>_seed` says else."""
     fixed = {name: [getattr(c, f"{name}_seed") for c in configs] for name in STREAMS}
     return Streams(seeds, {n: v for n, v in fixed.items() if any(s is not None for s in v)})
-
-
-@dataclass(eq=False)
-class GroupState:
-    """Everything that changes while a group trains; nothing else is state.
-
-    Attributes:
-        step: optimiser steps done, the same for all trials.
-        parameters: name -> [K, ...], views of `flat` in the order of named_parameters().
-        buffers: name -> [K, ...], the persistent buffers.
-        optimizer: name of the moment -> [K, P], laid out as `flat`.
-        first_bad: int64 [K]: the first value of `step` after which a parameter, or the loss that led
-            to it, was not finite; -1 as long as there is none. Lives on the device.
-        flat: [K, P], all parameters of a trial in one row, zeros at its end.
-    """
-
-    step: int
-    parameters: dict[str, Tensor]
-    buffers: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
-    first_bad: Tensor
-    flat: Tensor
-    _program: _Program | None = field(default=None, repr=False)
-
-    def __len__(self) -> int:
-        return self.flat.shape[0]
-
-    def state_dict(self, k: int | None = None) -> dict[str, Any]:
-        """A copy as plain tensors and ints, by parameter name; of trial k alone (K = 1) if given.
-
-        `torch.save` writes it and `torch.load(weights_only=True)` reads it.
-        """
-        pick = slice(None) if k is None else slice(k, k + 1)
-        moments = {name: _views(m, self._shapes()) for name, m in self.optimizer.items()}
-        return {
-            "step": self.step,
-            "parameters": {n: p[pick].clone() for n, p in self.parameters.items()},
-            "buffers": {n: b[pick].clone() for n, b in self.buffers.items()},
-            "optimizer": {
-                moment: {n: p[pick].clone() for n, p in named.items()}
-                for moment, named in moments.items()
-            },
-            "first_bad": self.first_bad[pick].clone(),
-        }
-
-    def load(self, saved: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Take over, in place, what `state_dict` returned; training goes on bit-identically.
-
-        Args:
-            saved: one dict of all K trials, or K dicts of one trial each (`state_dict(k)`), which
-                must have done the same number of steps.
-
-        Raises:
-            ValueError: names, shapes, dtypes or steps do not fit; nothing is changed then.
-        """
-        parts = [saved] if isinstance(saved, Mapping) else list(saved)
-        steps = sorted({part["step"] for part in parts})
-        if len(steps) != 1:
-            raise ValueError(f"the saved trials have done different numbers of steps: {steps}")
-        shapes = self._shapes()
-        target: dict[str, dict[str, Tensor]] = {
-            "parameters": self.parameters,
-            "buffers": self.buffers,
-            **{f"optimizer.{m}": _views(flat, shapes) for m, flat in self.optimizer.items()},
-            "first_bad": {"first_bad": self.first_bad},
-        }
-        joined = {
-            section: _join([_section(part, section) for part in parts], section)
-            for section in target
-        }
-        for section, named in target.items():
-            _check_fit(section, joined[section], named)
-        for section, named in target.items():
-            for name, tensor in named.items():
-                tensor.copy_(joined[section][name])
-        self.step = steps[0]
-
-    def _shapes(self) -> dict[str, torch.Size]:
-        return {name: p.shape[1:] for name, p in self.parameters.items()}
-
-
-def _section(part: Mapping[str, Any], section: str) -> Mapping[str, Tensor]:
-    if section == "first_bad":
-        return {section: part[section]}
-    head, _, moment = section.partition(".")
-    found: Mapping[str, Tensor] = part[head][moment] if moment else part[head]
-    return found
-
-
-def _join(parts: Sequence[Mapping[str, Tensor]], section: str) -> dict[str, Tensor]:
-    if any(part.keys() != parts[0].keys() for part in parts):
-        raise ValueError(f"the saved trials disagree in the names of their {section}")
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _check_fit(section: str, saved: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    if saved.keys() != target.keys():
-        odd = ", ".join(sorted(saved.keys() ^ target.keys()))
-        raise ValueError(f"the saved {section} are not those of this model; unmatched: {odd}")
-    for name, tensor in target.items():
-        if (saved[name].shape, saved[name].dtype) != (tensor.shape, tensor.dtype):
-            raise ValueError(
-                f"saved {section}, {name}: expected {tensor.dtype} {list(tensor.shape)}, "
-                f"got {saved[name].dtype} {list(saved[name].shape)}"
-            )
-
-
-def _views(flat: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The [K, ...] tensors that lie one after the other in the rows of `flat`."""
-    ends = list(itertools.accumulate(shape.numel() for shape in shapes.values()))
-    return {
-        name: flat[:, end - shape.numel() : end].unflatten(1, shape) if shape else flat[:, end - 1]
-        for (name, shape), end in zip(shapes.items(), ends, strict=True)
-    }
 
 
 def start(task: Task, streams: Streams) -> tuple[nn.Module, GroupState]:
@@ -187,7 +68,7 @@ def start(task: Task, streams: Streams) -> tuple[nn.Module, GroupState]:
     size = sum(shape.numel() for shape in shapes.values())
     padded = -(-size // ALIGN) * ALIGN
     flat = torch.zeros(len(models), padded, dtype=task.config.dtype, device=streams.device)
-    parameters = _views(flat, shapes)
+    parameters = views_of(flat, shapes)
     for name, target in parameters.items():
         target.copy_(torch.stack([own[name].detach() for own in named]))
     buffers = {
@@ -200,32 +81,47 @@ def start(task: Task, streams: Streams) -> tuple[nn.Module, GroupState]:
     return models[0], GroupState(0, parameters, buffers, moments, first_bad, flat)
 
 
+Mapped = Callable[[list[Tensor], list[Tensor], Batch], Any]
+"""A function of parameters, buffers and data: of one trial, or all with a leading dimension K."""
+
+Mapper = Callable[[Mapped], Mapped]
+Slots = list[list[tuple[dict[str, Any], str]]]
+
+
 class _Program:
     """What a group's steps reuse: the mapped loss, the leaves of the gradient, scratch memory."""
 
     def __init__(self, task: Task, model: nn.Module, state: GroupState) -> None:
         self.task, self.model = task, model
         self.optimiser = Optimiser(task.configs)
-        self.parameter_slots = _slots(model, state.parameters)
-        self.buffer_slots = _slots(model, state.buffers)
+        self.slots = _slots(model, [*state.parameters, *state.buffers])
         # They share memory with `flat`, so they hold the newest values without being copied to.
         self.leaves = [p.detach().requires_grad_() for p in state.parameters.values()]
         self.plain = list(state.parameters.values())
         self.buffers = list(state.buffers.values())
         self.gradient = torch.zeros_like(state.flat)
         self.padding = state.flat.shape[1] - sum(p[0].numel() for p in self.plain)
-        self.mapped_loss = self._mapped(task.loss)
-        self.mapped_evaluate = self._mapped(task.evaluate)
-        self.eval_data: dict[str, Batch] = {}
+        self.loss = self._of_group(task.loss, _vmap if task.stackable else _one_by_one)
+        self.evaluate = self._of_group(task.evaluate, torch.vmap if task.stackable else _one_by_one)
+        self.eval_data: tuple[Streams | None, dict[str, Batch]] = (None, {})
 
-    def _mapped(self, of_one: Callable[[Any, Batch], Any]) -> Callable[..., Any]:
+    def _of_group(self, of_one: Callable[[Any, Batch], Any], over: Mapper) -> Mapped:
         """`of_one(forward, data)` for K trials: (parameters, buffers, data) with leading K."""
 
         def of_trial(parameters: list[Tensor], buffers: list[Tensor], data: Batch) -> Any:
-            with _filled(self.parameter_slots, parameters), _filled(self.buffer_slots, buffers):
+            with _filled(self.slots, [*parameters, *buffers]):
                 return of_one(self.model, data)
 
-        return torch.vmap(of_trial) if self.task.stackable else _one_by_one(of_trial)
+        return over(of_trial)
+
+    def data_of(self, split: str, streams: Streams) -> Batch:
+        """The split's data, computed once as long as the streams are the same."""
+        if self.eval_data[0] is not streams:
+            self.eval_data = (streams, {})
+        known = self.eval_data[1]
+        if split not in known:
+            known[split] = self.task.eval_data(streams, split)
+        return known[split]
 
     def gather(self, gradients: Sequence[Tensor]) -> Tensor:
         """The gradients side by side as `flat` is laid out, in the scratch memory."""
@@ -235,10 +131,7 @@ class _Program:
         return torch.cat(rows, dim=1, out=self.gradient)
 
 
-Slots = list[list[tuple[dict[str, Any], str]]]
-
-
-def _slots(model: nn.Module, named: Mapping[str, Tensor]) -> Slots:
+def _slots(model: nn.Module, names: Sequence[str]) -> Slots:
     """For each name, every place in the modules' own dictionaries that holds that tensor.
 
     A tied parameter has one name and several places. Writing to the dictionaries is what
@@ -252,7 +145,7 @@ def _slots(model: nn.Module, named: Mapping[str, Tensor]) -> Slots:
         if tensor is not None
     ]
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return [[(s, key) for s, key, tensor in owners if tensor is own[name]] for name in named]
+    return [[(s, key) for s, key, tensor in owners if tensor is own[name]] for name in names]
 
 
 @contextmanager
@@ -270,7 +163,35 @@ def _filled(slots: Slots, values: Sequence[Tensor]) -> Iterator[None]:
                 store[key] = value
 
 
-def _one_by_one(of_trial: Callable[..., Any]) -> Callable[..., Any]:
+def _vmap(of_trial: Mapped) -> Mapped:
+    """`torch.vmap` for a function that returns two tensors, without the handling of arguments.
+
+    These are the calls that torch.vmap (2.13) ends up making. It takes nested containers apart and
+    together again on the way, which costs 150 microseconds a step, more than a small model.
+    """
+    torch.vmap(torch.neg)(torch.zeros(1))  # loads the batching rules that are written in Python
+    functorch = torch._C._functorch
+
+    def of_group(parameters: list[Tensor], buffers: list[Tensor], data: Batch) -> Any:
+        size = parameters[0].shape[0]
+        level = functorch._vmap_increment_nesting(size, "error")
+        try:
+            first, second = of_trial(
+                [functorch._add_batch_dim(p, 0, level) for p in parameters],
+                [functorch._add_batch_dim(b, 0, level) for b in buffers],
+                {name: functorch._add_batch_dim(t, 0, level) for name, t in data.items()},
+            )
+            return (
+                functorch._remove_batch_dim(first, level, size, 0),
+                functorch._remove_batch_dim(second, level, size, 0),
+            )
+        finally:
+            functorch._vmap_decrement_nesting()
+
+    return of_group
+
+
+def _one_by_one(of_trial: Mapped) -> Mapped:
     """What `torch.vmap` does, as a loop: for layers without a batching rule."""
 
     def of_group(parameters: list[Tensor], buffers: list[Tensor], data: Batch) -> Any:
@@ -293,9 +214,9 @@ def _one_by_one(of_trial: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _program(task: Task, model: nn.Module, state: GroupState) -> _Program:
-    program = state._program
+    program: _Program | None = state.program
     if program is None or program.task is not task or program.model is not model:
-        program = state._program = _Program(task, model, state)
+        program = state.program = _Program(task, model, state)
     return program
 
 
@@ -313,7 +234,7 @@ def train_step(task: Task, model: nn.Module, state: GroupState, streams: Streams
     weight: Tensor | None = None
     for micro in range(task.config.micro_batches):
         batch = task.batch(streams, state.step, micro)
-        part, part_weight = program.mapped_loss(program.leaves, program.buffers, batch)
+        part, part_weight = program.loss(program.leaves, program.buffers, batch)
         gradients = torch.autograd.grad(part.sum(), program.leaves, materialize_grads=True)
         with torch.no_grad():
             if total is None or weight is None:
@@ -322,7 +243,8 @@ def train_step(task: Task, model: nn.Module, state: GroupState, streams: Streams
             else:
                 total, weight = total + part.detach(), weight + part_weight.detach()
                 torch._foreach_add_(summed, gradients)
-    assert total is not None and weight is not None
+    assert total is not None
+    assert weight is not None
     with torch.no_grad():
         gradient = program.gather(summed).div_(weight.to(state.flat.dtype)[:, None])
         program.optimiser.update_(state.flat, gradient, state.optimizer, state.step)
@@ -351,9 +273,8 @@ def evaluate(
     try:
         with torch.no_grad():
             for split in task.splits:
-                if split not in program.eval_data:
-                    program.eval_data[split] = task.eval_data(streams, split)
-                for metric, (total, weight) in _summed(program, program.eval_data[split]).items():
+                data = program.data_of(split, streams)
+                for metric, (total, weight) in _summed(program, data).items():
                     results[split, metric] = total / weight
     finally:
         for module, training in modes:
@@ -366,7 +287,7 @@ def _summed(program: _Program, data: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     examples = next(iter(data.values())).shape[1]
     for begin in range(0, examples, EVAL_CHUNK):
         part = {name: t[:, begin : begin + EVAL_CHUNK] for name, t in data.items()}
-        found = program.mapped_evaluate(program.plain, program.buffers, part)
+        found = program.evaluate(program.plain, program.buffers, part)
         for metric, (total, weight) in found.items():
             before = sums.get(metric, (0.0, 0.0))
             sums[metric] = (before[0] + total.double(), before[1] + weight.double())

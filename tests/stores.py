@@ -159,3 +159,23 @@ def commit_row(root: Path, t: FakeTrial, *, epoch: int = 1, attempt: int = 1) ->
         "parents": [],
         "shards": shards,
     }
+
+
+def canonical(store: Store) -> dict[str, list[str]]:
+    """What "equal tables" means: scalars and spectra bitwise in a fixed order, and the trials.
+
+    Floats are compared by their bits (`float.hex`), so that NaN equals NaN and 0.0 is not -0.0.
+    """
+    outcomes = store.outcomes("all")
+    names = ("trial_id", "config_id", "params", "status", "last_step")
+    found = {"trials": sorted(map(repr, outcomes.select(names).to_pylist()))}
+    for table in ("scalars", "spectra"):
+        rows = store.scan(table, outcomes).to_pylist()
+        found[table] = sorted(repr([_bits(value) for value in row.values()]) for row in rows)
+    return found
+
+
+def _bits(value: Any) -> Any:
+    if isinstance(value, float):
+        return value.hex()
+    return [_bits(item) for item in value] if isinstance(value, list) else value

@@ -114,11 +114,11 @@ def test_the_absence_check_can_fail() -> None:
 
 
 @pytest.mark.parametrize("package", ["spectral", "tasks", "orchestrator"])
-def test_public_names_are_sorted_and_importable(package: str) -> None:
-    """`__all__` is in order and each of its names can be had."""
+def test_public_names_can_be_imported(package: str) -> None:
+    """Each name of `__all__` is there, lazily or not, and stands there once."""
     module = __import__(package)
 
-    assert list(module.__all__) == sorted(module.__all__)
+    assert len(set(module.__all__)) == len(module.__all__)
     for name in module.__all__:
         assert getattr(module, name) is not None
 

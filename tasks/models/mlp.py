@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -21,8 +22,9 @@ class MLP(nn.Module):
 
     def __init__(self, sizes: Sequence[int], bias: bool = True) -> None:
         super().__init__()
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
-        self.layers = nn.ModuleList(nn.Linear(i, o, bias=bias) for i, o in pairs)
+        self.layers = nn.ModuleList(
+            nn.Linear(inputs, outputs, bias=bias) for inputs, outputs in itertools.pairwise(sizes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[examples, inputs] -> [examples, outputs]."""

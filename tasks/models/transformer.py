@@ -51,7 +51,7 @@ class Attention(nn.Module):
             fused = F.linear(x, self.in_proj_weight, self.in_proj_bias)
             query, key, value = fused.chunk(3, dim=-1)
         query = query / math.sqrt(width // self.heads)
-        query, key, value = (t.unflatten(-1, (self.heads, -1)) for t in (query, key, value))
+        query, key, value = (t.reshape(*t.shape[:-1], self.heads, -1) for t in (query, key, value))
         attended = (_attend_one if last else _attend_all)(query, key, value)
         output: Tensor = self.out_proj(attended.flatten(-2))
         return output

@@ -337,14 +337,27 @@ def test_across_configurations_the_table_holds_rho_p_and_the_smallest_p():
 
 
 def test_large_sweeps_are_sampled_and_say_so():
+    """A perfect order in 5!^3 arrangements: no draw is as extreme, and still p is not 0."""
     trials = sweep_of(0, 1, 2, 3, 4)
-    table = fit(trials, finals(trials, list(range(15))), ["weight_decay"])
+    table = fit(trials, finals(trials, [4.0, 3.0, 2.0, 1.0, 0.0] * 3), ["weight_decay"])
 
     row = one(table, statistic="spearman/p")
 
+    assert row["value"] == 1 / 10_001
     assert row["method"] == (
         "the observed and random permutations inside blocks of equal seed: 10,001"
     )
+
+
+def test_infinite_finals_are_no_part_of_an_effect():
+    """Infinity minus infinity is nothing; the finite pair remains."""
+    trials = sweep_of(0.0, 1.0, seeds=2)
+
+    table = fit(trials, finals(trials, [math.inf, math.inf, 1.0, 3.0]), ["weight_decay"])
+
+    row = one(table, kind="paired")
+    assert (row["value"], row["n"]) == (2.0, 1)
+    assert one(table, statistic="spearman")["n"] == 2
 
 
 def test_a_constant_outcome_has_no_rho_and_no_p():
@@ -468,8 +481,8 @@ def test_parameters_that_move_together_are_permuted_inside_the_seed():
 
 @pytest.mark.parametrize(
     "column",
-    [["a", "b"], [False, True], [1.0, 1.0], [None, 1.0]],
-    ids=["strings", "booleans", "one level", "one level and none"],
+    [["a", "b"], [False, True], [[0.9, 0.99], [0.9, 0.98]], [1.0, 1.0], [None, 1.0]],
+    ids=["strings", "booleans", "lists", "one level", "one level and none"],
 )
 def test_parameters_without_two_numeric_levels_are_skipped(column):
     trials = trials_table(

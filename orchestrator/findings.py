@@ -1,0 +1,139 @@
+"""What the sweep's own run in MLflow carries: its file, plots, tables and a description.
+
+Functions of the store alone, like `orchestrator.projection`. Files are made when something has
+changed and never merely to find out whether it has.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from orchestrator.aggregate import Estimate, FinalRow, IncomparableTrialsError, final_table
+from orchestrator.curves import shown_rows
+from orchestrator.projection import MAX_RUNS, PREFIX, Plan
+from orchestrator.results import Results
+from orchestrator.schemas import RESULTS, TABLES
+from orchestrator.store import Store
+
+MAX_SPECTRA = 50_000
+"""Rows of the spectra table that plots are drawn from; a sweep with more has no plot of them."""
+MAX_TRENDS = 50_000
+_MOST_LINES = 20  # configurations listed in the description
+
+
+def collect(store: Store, plan: Plan) -> tuple[str, dict[str, bytes]]:
+    """The description in Markdown, and path -> content of every file.
+
+    Raises:
+        DamageError: the store is damaged.
+    """
+    files = {"sweep.yaml": plan.record.text.encode()}
+    if plan.record.overrides:
+        files["overrides.txt"] = "\n".join(plan.record.overrides).encode() + b"\n"
+    note = _introduction(store, plan)
+    results = Results(store)
+    trials = results.trials().slice(0, MAX_RUNS)
+    if not trials.num_rows:
+        return note, files
+    outcomes = store.outcomes().slice(0, MAX_RUNS)
+    scalars = shown_rows(store, outcomes)
+    axes = list(results.parameters)
+    try:
+        final = final_table(trials, scalars, axes)
+        files["tables/final.csv"] = _final_csv(final, axes)
+        files |= _trends(trials, scalars, axes) | _plots(store, outcomes, trials, scalars, axes)
+    except IncomparableTrialsError as error:
+        return f"{note}\n\nNo plots and no tables: {error}\n", files
+    return note + _final_lines(final, axes), files
+
+
+def _introduction(store: Store, plan: Plan) -> str:
+    tags = plan.sweep.tags
+    states = (*RESULTS, "failed", "remaining")
+    counts = ", ".join(f"{n} {s}" for s in states if (n := tags[PREFIX + s]) != "0")
+    lines = [
+        f"Sweep `{plan.record.name}` of task `{plan.record.task}`: {tags[f'{PREFIX}trials']} "
+        f"trials ({counts}).",
+        f"Nested below: a run per trial, and the mean over the seeds of each configuration. "
+        f"Everything that was measured: `{store.root}`.",
+    ]
+    if left_out := tags.get(f"{PREFIX}left_out"):
+        lines.append(f"Here, {left_out}.")
+    return "\n\n".join(lines) + "\n"
+
+
+def _final_csv(final: Sequence[FinalRow], axes: Sequence[str]) -> bytes:
+    subjects = sorted({subject for row in final for subject in row.ranks})
+    columns = ["val_error", *(f"effective_rank_normalised {subject}" for subject in subjects)]
+    counts = ["n_completed", "n_diverged", "n_pruned", "n_generalised", "n_judged"]
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    bounds = [f"{column}{part}" for column in columns for part in ("", " lower", " upper")]
+    out.writerow(["config_id", *axes, *counts, *bounds])
+    for row in final:
+        estimates: list[Estimate | None] = [row.val_error, *map(row.ranks.get, subjects)]
+        numbers = [x for e in estimates for x in ((e.mean, e.lower, e.upper) if e else [None] * 3)]
+        values = [row.parameters[axis] for axis in axes]
+        out.writerow([row.config_id, *values, *(getattr(row, name) for name in counts), *numbers])
+    return text.getvalue().encode()
+
+
+def _final_lines(final: Sequence[FinalRow], axes: Sequence[str]) -> str:
+    """The end of the sweep as a Markdown table; empty without a validation error."""
+    judged = [row for row in final if row.val_error and row.n_judged]
+    if not judged:
+        return ""
+    lines = [
+        f"| {' | '.join([*axes, 'trials', 'generalised', 'validation error'])} |",
+        "|" + " --- |" * (len(axes) + 3),
+    ]
+    for row in judged[:_MOST_LINES]:
+        error = row.val_error
+        assert error is not None
+        mean = f"{error.mean:.4g}"
+        if error.lower is not None and error.upper is not None:
+            mean += f" [{error.lower:.4g}, {error.upper:.4g}]"
+        values = [str(row.parameters[axis]) for axis in axes]
+        trials = str(row.n_completed + row.n_diverged + row.n_pruned)
+        generalised = f"{row.n_generalised}/{row.n_judged}"
+        lines.append(f"| {' | '.join([*values, trials, generalised, mean])} |")
+    if len(judged) > _MOST_LINES:
+        lines.append(f"\n{len(judged) - _MOST_LINES} more configurations in `tables/final.csv`.")
+    lines.append("\nMean over seeds and its 95 % Student-t interval, at the last step.")
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _trends(trials: pa.Table, scalars: pa.Table, axes: Sequence[str]) -> dict[str, bytes]:
+    from orchestrator import trends
+
+    table = trends.fit(trials, scalars, axes)
+    table = table.filter(pc.not_equal(table["kind"], "trajectory"))  # those have a run each
+    if table.num_rows > MAX_TRENDS:
+        return {}
+    sink = pa.BufferOutputStream()
+    pa.csv.write_csv(table, sink)
+    return {"tables/trends.csv": bytes(sink.getvalue())}
+
+
+def _plots(
+    store: Store, outcomes: pa.Table, trials: pa.Table, scalars: pa.Table, axes: Sequence[str]
+) -> dict[str, bytes]:
+    from orchestrator import plots
+
+    shards = (shard for row in outcomes["shards"].to_pylist() for shard in row or ())
+    paths = {shard["path"]: shard["rows"] for shard in shards if shard["table"] == "spectra"}
+    few = sum(paths.values()) <= MAX_SPECTRA
+    spectra = store.scan("spectra", outcomes) if few else TABLES["spectra"].empty_table()
+    files = {}
+    for name, figure in plots.sweep_figures(trials, scalars, spectra, axes).items():
+        image = io.BytesIO()
+        # No version in the file: the same figure gives the same bytes.
+        figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
+        files[f"plots/{name}.png"] = image.getvalue()
+    return files

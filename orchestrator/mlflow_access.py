@@ -1,0 +1,187 @@
+"""Reaching an MLflow store: which URIs work, one projector at a time, and what refusals mean.
+
+No MLflow in here: it takes seconds to import, and a wrong URI should be told at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from orchestrator.errors import TrackingError
+from orchestrator.store import Store
+
+
+def embedded_uri(root: Path) -> str:
+    """The tracking URI of a results folder's own SQLite database."""
+    return f"sqlite:///{root / 'mlflow.db'}"
+
+
+def has_server(uri: str) -> bool:
+    """Whether a server, rather than this process, decides where artifacts go."""
+    return not uri.partition(":")[0].startswith(("sqlite", "postgresql", "mysql", "mssql"))
+
+
+def public(uri: str) -> str:
+    """A URI without the password that may be in it."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return urlunsplit(parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}"))
+
+
+def refuse_folders(uri: str) -> None:
+    """Raise for a URI of MLflow's file store.
+
+    Raises:
+        TrackingError: it is one; says what to use.
+    """
+    scheme = uri.partition(":")[0] if ":" in uri else ""
+    if scheme in ("", "file"):
+        raise TrackingError(
+            f"tracking uri {uri!r} is a folder: MLflow's file store cannot be used. Leave the uri "
+            "out (an SQLite database in the results folder), or give http://HOST:PORT of a "
+            "server or sqlite:////absolute/path/mlflow.db."
+        )
+
+
+def refuse_unwritable(uri: str) -> None:
+    """Raise for an SQLite URI that cannot be written to.
+
+    Raises:
+        TrackingError: names the file or folder without permission.
+    """
+    path = Path(uri.removeprefix("sqlite:///"))
+    place = path if path.exists() else path.parent
+    while not place.exists():
+        place = place.parent
+    folder = path.parent if path.exists() else place  # the journal is written beside the database
+    if not (os.access(place, os.W_OK) and os.access(folder, os.W_OK)):
+        raise TrackingError(
+            f"cannot write {path}: permission is denied for {place}. Change the permissions, or "
+            "give another tracking uri; `tracking: none` switches it off."
+        )
+
+
+def set_aside_if_moved(database: Path, experiment: str, artifacts: str) -> None:
+    """A results folder that was moved has artifacts elsewhere than its database says: begin anew.
+
+    The old database is renamed, not removed: somebody may have written notes into it.
+    """
+    if not database.exists():
+        return
+    with contextlib.suppress(sqlite3.Error):  # MLflow will say what is wrong with it
+        with contextlib.closing(sqlite3.connect(database)) as connection:
+            query = "SELECT artifact_location FROM experiments WHERE name = ?"
+            found = connection.execute(query, (experiment,)).fetchone()
+        if found and found[0] != artifacts:
+            database.rename(database.with_name("mlflow.db.moved"))
+
+
+@contextlib.contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn what MLflow raises into a message that says what to do.
+
+    Raises:
+        TrackingError: for every exception of MLflow, of what it is made of, and of the network.
+    """
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:
+        if (found := explain(uri, error)) is None:
+            raise
+        raise found from error
+
+
+def explain(uri: str, error: BaseException) -> TrackingError | None:
+    """What MLflow's exception means and what to do; None if it is not MLflow's."""
+    module = type(error).__module__.partition(".")[0]
+    if module not in ("mlflow", "requests", "urllib3", "sqlalchemy") and not isinstance(
+        error, OSError
+    ):
+        return None
+    shown, text = public(uri), str(error)
+    status = getattr(error, "get_http_status_code", lambda: 0)()
+    if "Invalid Host header" in text:
+        host = urlsplit(uri).netloc.rpartition("@")[2]
+        return TrackingError(
+            f"the MLflow server at {shown} refuses the host name it is called by (its guard "
+            f'against DNS rebinding). Start it with --allowed-hosts "{host}", or use its IP '
+            "address."
+        )
+    if status in (401, 403) or "error code 401" in text or "error code 403" in text:
+        return TrackingError(
+            f"the MLflow server at {shown} refuses access: check MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN), and that this user may edit "
+            "the experiment."
+        )
+    if has_server(uri) and ("Max retries" in text or "timed out" in text or status == 0):
+        return TrackingError(
+            f"the MLflow server at {shown} does not answer: {_cause(error)}. Start it, or correct "
+            "the tracking uri."
+        )
+    if uri.startswith("sqlite:") and any(w in text for w in ("readonly", "unable to open")):
+        return TrackingError(f"cannot write {shown.removeprefix('sqlite:///')}: {_cause(error)}")
+    return TrackingError(f"MLflow at {shown} refuses: {_cause(error)}")
+
+
+def _cause(error: BaseException) -> str:
+    text = str(error)
+    for known in ("Connection refused", "Name or service not known", "timed out"):
+        if known in text:
+            return known.lower()
+    first = text.strip().partition("\n")[0]
+    return first[:300] or type(error).__name__
+
+
+@contextlib.contextmanager
+def only_projector(store: Store) -> Iterator[None]:
+    """Held by the one process that writes a store's runs: two would create every run twice.
+
+    Raises:
+        TrackingError: another process does; names it.
+    """
+    path = store.root / ".mlflow.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise TrackingError(f"cannot write {path}: {error.strerror}") from error
+        yield  # somebody else's results: whoever cannot write here is not their driver
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise _locked(store, os.pread(descriptor, 512, 0)) from error
+        holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+        os.pwrite(descriptor, holder.ljust(512), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class LockedError(TrackingError):
+    """Another process writes this store's runs."""
+
+
+def _locked(store: Store, holder: bytes) -> LockedError:
+    who = "another process"
+    with contextlib.suppress(ValueError):
+        facts = json.loads(holder or b"null") or {}
+        if facts:
+            who = f"process {facts['pid']} on host {facts['host']}"
+    return LockedError(
+        f"the MLflow runs of {store.root} are being written by {who}: a running sweep keeps them "
+        "up to date itself. Wait until it ends, then run the same command again."
+    )

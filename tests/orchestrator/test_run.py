@@ -1,0 +1,290 @@
+"""`sweep run` as a user meets it: results, failures, retries, selections, mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator import files
+from orchestrator.results import Results
+from orchestrator.store import Store
+from tests.orchestrator.test_resume import Sandbox
+
+QUICK = """
+name: toy
+task: {task}:Faulty
+base: {{steps: 200, width: 4, lr: 1e-3}}
+grid: {{weight_decay: [0.0, 1.0]}}
+seeds: 2
+snapshots: {{every: 100}}
+tracking: none
+"""
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "s", QUICK)
+
+
+def statuses(sandbox: Sandbox) -> list[str]:
+    return sorted(Store.open(sandbox.root).commits()["status"].to_pylist())
+
+
+def test_a_second_run_of_a_finished_sweep_does_nothing(sandbox: Sandbox) -> None:
+    """Running the same file again is resuming; with every result there, no trial is started."""
+    first = sandbox.sweep("run", "toy.yaml", "--in-process")
+    second = sandbox.sweep("run", "toy.yaml", "--in-process")
+
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert len(sandbox.start_steps()) == 4
+    assert "toy: 4 trials, 4 already done" in second.stderr
+
+
+def test_an_extended_sweep_runs_only_what_is_new(sandbox: Sandbox) -> None:
+    """A seed more costs the trials of that seed; the others keep their ids and results."""
+    sandbox.sweep("run", "toy.yaml", "--in-process")
+    text = (sandbox.folder / "toy.yaml").read_text()
+    (sandbox.folder / "toy.yaml").write_text(text.replace("seeds: 2", "seeds: 3"))
+
+    done = sandbox.sweep("run", "toy.yaml", "--in-process")
+
+    assert done.returncode == 0, done.stderr
+    assert len(sandbox.start_steps()) == 6
+    assert Results.open(sandbox.root).trials().num_rows == 6
+
+
+@pytest.mark.ray
+def test_an_exception_in_task_code_fails_its_trial_alone(sandbox: Sandbox) -> None:
+    """The others finish; the message has the cause and the command that re-runs it alone."""
+    sandbox.order("raise")
+
+    done = sandbox.sweep("run", "toy.yaml")
+
+    assert done.returncode == 1
+    assert statuses(sandbox) == ["completed", "completed", "completed", "failed"]
+    [row] = [
+        row for row in Store.open(sandbox.root).commits().to_pylist() if row["status"] == "failed"
+    ]
+    assert row["error_kind"] == "ValueError"
+    assert 'faulty_task.py", line' in row["error"]
+    assert row["error"].endswith("ValueError: the fault that was ordered, at step 100\n")
+    assert f"({row['trial_id']}): ValueError: the fault that was ordered, at step 100" in (
+        done.stderr
+    )
+    command = f"sweep run toy.yaml --only {row['trial_id']} --retry failed --in-process"
+    assert f"  again, alone: {command}\n" in done.stderr
+
+    # A failed trial is not run again unless asked to, and then it alone is.
+    again = sandbox.sweep("run", "toy.yaml", "--in-process")
+    assert again.returncode == 1
+    assert len(sandbox.start_steps()) == 4
+    retried = sandbox.sweep(*command.split()[1:])
+    assert retried.returncode == 0, retried.stderr
+    assert statuses(sandbox) == ["completed"] * 4 + ["failed"]
+    assert sandbox.sweep("run", "toy.yaml", "--in-process").returncode == 0
+
+
+def test_in_process_exceptions_arrive_unwrapped(sandbox: Sandbox) -> None:
+    """With --in-process the exception itself ends the run, after its row was committed."""
+    sandbox.order("raise")
+
+    done = sandbox.sweep("run", "toy.yaml", "--in-process")
+
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("ValueError: the fault that was ordered, at step 100")
+    assert "Traceback (most recent call last)" in done.stderr
+    assert statuses(sandbox) == ["failed"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trial_that_kills_its_workers_is_failed_after_three(tmp_path: Path) -> None:
+    """Lost attempts are counted in the store, so that the limit survives the driver."""
+    sandbox = Sandbox(tmp_path / "s", QUICK.replace("seeds: 2", "seeds: 1"))
+    code = (sandbox.folder / "faulty_task.py").read_text()
+    (sandbox.folder / "faulty_task.py").write_text(
+        code.replace("        faults = os", "        os.kill(os.getpid(), 9)\n        faults = os")
+    )
+
+    done = sandbox.sweep("run", "toy.yaml", "--only", "weight_decay=1.0")
+
+    assert done.returncode == 1
+    assert statuses(sandbox) == ["failed", "lost", "lost", "lost"]
+    assert "the worker died 3 times under this trial, the last time: " in done.stderr
+
+
+def test_divergence_is_a_result_with_its_rows_kept(tmp_path: Path) -> None:
+    """Exit 0, status diverged, the first bad step named, the rows before it there."""
+    sandbox = Sandbox(
+        tmp_path / "s", QUICK.replace("lr: 1e-3", "lr: 1e-3, explode: true, optimizer: sgd")
+    )
+
+    done = sandbox.sweep("run", "toy.yaml", "--in-process")
+
+    assert done.returncode == 0, done.stderr
+    trials = Results.open(sandbox.root).trials()
+    assert set(trials["status"].to_pylist()) == {"diverged"}
+    assert all(0 <= step <= 100 for step in trials["last_step"].to_pylist())
+    assert Results.open(sandbox.root).scalars(step=0).num_rows > 0
+
+
+@pytest.mark.parametrize(
+    ("expression", "count"), [("weight_decay=1.0,seed=0", 1), ("seed=1", 2), ("weight_decay=0", 2)]
+)
+def test_only_runs_what_it_names(sandbox: Sandbox, expression: str, count: int) -> None:
+    """--only by assignments; the rest of the sweep stays open."""
+    done = sandbox.sweep("run", "toy.yaml", "--in-process", "--only", expression)
+
+    assert done.returncode == 0, done.stderr
+    assert Results.open(sandbox.root).trials().num_rows == count
+
+
+def test_set_is_stored_with_the_file(sandbox: Sandbox) -> None:
+    """What --set changed is part of the accepted version."""
+    done = sandbox.sweep("run", "toy.yaml", "--in-process", "--set", "base.steps=50")
+
+    assert done.returncode == 0, done.stderr
+    [record] = Store.open(sandbox.root).sweeps()
+    assert record.overrides == ("base.steps=50",)
+    assert record.text == (sandbox.folder / "toy.yaml").read_text()
+    assert set(Results.open(sandbox.root).trials()["last_step"].to_pylist()) == {50}
+
+
+def test_changed_task_code_is_noticed(sandbox: Sandbox) -> None:
+    """The user decides: keep the results, or run them again; comments change nothing."""
+    sandbox.sweep("run", "toy.yaml", "--in-process")
+    path = sandbox.folder / "faulty_task.py"
+    path.write_text("# a comment more\n" + path.read_text())
+    assert sandbox.sweep("run", "toy.yaml", "--in-process").returncode == 0
+
+    path.write_text(path.read_text().replace("** 2).sum()", "** 4).sum()"))
+    refused = sandbox.sweep("run", "toy.yaml", "--in-process")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: toy.yaml: 1 problem\n"
+        f"  the code of task 'Faulty' has changed since 4 trials in {sandbox.root} ran, and its "
+        "version is still 1. If its numbers are the same, add --keep; to run those trials again, "
+        "add --rerun changed; if they are a new kind of result, raise the task's version\n"
+    )
+    plan = json.loads(sandbox.sweep("plan", "toy.yaml", "--json").stdout)
+    assert plan["changed"] == 4
+
+    before = sandbox.tables()
+    kept = sandbox.sweep("run", "toy.yaml", "--in-process", "--keep")
+    assert kept.returncode == 0, kept.stderr
+    assert sandbox.tables() == before
+    rerun = sandbox.sweep("run", "toy.yaml", "--in-process", "--rerun", "changed")
+    assert rerun.returncode == 0, rerun.stderr
+    assert len(sandbox.start_steps()) == 8
+    assert sandbox.tables()["trials"] == before["trials"]
+    assert sandbox.tables()["scalars"] != before["scalars"]
+
+
+def test_a_second_driver_is_refused(sandbox: Sandbox) -> None:
+    """Exit 2 and nothing launched, while another driver holds the store."""
+    sandbox.sweep("run", "toy.yaml", "--in-process", "--only", "weight_decay=0,seed=0")
+    lock = files.DriverLock(sandbox.root / "epochs" / "driver.lock")
+    lock.acquire()
+    try:
+        done = sandbox.sweep("run", "toy.yaml", "--in-process")
+    finally:
+        lock.release()
+
+    assert done.returncode == 2
+    assert f"error: {sandbox.root / 'epochs'} is in use by another driver: process " in done.stderr
+    assert len(sandbox.start_steps()) == 1
+
+
+@pytest.mark.ray
+def test_a_users_own_module_called_tasks_does_no_harm(sandbox: Sandbox) -> None:
+    """Ray would put the working directory first on the workers' path; ours must not be shadowed."""
+    for name in ("tasks.py", "spectral.py", "orchestrator.py"):
+        (sandbox.folder / name).write_text("raise SystemExit('the decoy was imported')\n")
+
+    done = sandbox.sweep("run", "toy.yaml")
+
+    assert done.returncode == 0, done.stderr
+    assert statuses(sandbox) == ["completed"] * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("tracking: none", "tracking: none\nresources: {cpus: 4096}"),
+            "  resources.cpus: a trial asks for 4096 CPUs, this machine has ",
+        ),
+        (
+            ("tracking: none", "tracking: none\nresources: {gpus: 64}"),
+            "  resources.gpus: a trial asks for 64 GPUs, this machine has ",
+        ),
+        (("{task}:Faulty", "nowhere.py:Faulty"), "nowhere.py"),
+    ],
+    ids=["cpus", "gpus", "task"],
+)
+def test_what_cannot_run_is_refused_before_the_launch(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    """Exit 2, the message says how many there are, and no folder appears."""
+    sandbox = Sandbox(tmp_path / "s", QUICK.replace(*change))
+
+    done = sandbox.sweep("run", "toy.yaml")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: toy.yaml: 1 problem\n")
+    assert message in done.stderr
+    assert not sandbox.root.exists()
+
+
+def test_a_folder_of_another_task_is_refused(sandbox: Sandbox) -> None:
+    """One results folder, one task."""
+    sandbox.sweep("run", "toy.yaml", "--in-process")
+    code = (sandbox.folder / "faulty_task.py").read_text()
+    (sandbox.folder / "faulty_task.py").write_text(code.replace("class Faulty", "class Other"))
+    text = (sandbox.folder / "toy.yaml").read_text()
+    (sandbox.folder / "toy.yaml").write_text(text.replace(":Faulty", ":Other"))
+
+    done = sandbox.sweep("run", "toy.yaml", "--in-process")
+
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: toy.yaml: 1 problem\n  {sandbox.root} belongs to a sweep of task 'Faulty', this "
+        "file's task is 'Other'; choose another name\n"
+    )
+
+
+def test_a_folder_that_is_not_ours_is_refused(sandbox: Sandbox) -> None:
+    """Somebody's files are never mixed with results."""
+    sandbox.root.mkdir(parents=True)
+    (sandbox.root / "thesis.tex").write_text("")
+
+    done = sandbox.sweep("run", "toy.yaml", "--in-process")
+
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: toy.yaml: 1 problem\n  {sandbox.root} exists and is not a results folder; choose "
+        "another name or storage\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run",), "error: Missing argument 'FILE'.\nSee: sweep run --help\n"),
+        (("run", "toy.yaml", "--retry", "all"), "expected 'failed', got 'all'"),
+        (("frobnicate",), "error: No such command 'frobnicate'.\nSee: sweep --help\n"),
+        (("query", "nowhere", "SELECT 1"), "nowhere is not a results folder: it does not exist."),
+    ],
+    ids=["no file", "bad choice", "no such command", "no store"],
+)
+def test_command_line_mistakes_have_no_traceback(
+    sandbox: Sandbox, arguments: tuple[str, ...], message: str
+) -> None:
+    """One message, a non-zero exit code."""
+    done = sandbox.sweep(*arguments)
+
+    assert done.returncode in (2, 3)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,262 @@
+"""Decompositions: known answers, odd input, and the ladder."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from spectral import Decomposition, decompose, effective_rank, frobenius_norm
+from spectral.gram import scaled_grams
+from tests.spectral.matrix_zoo import with_spectrum
+
+
+def one(matrix: Tensor) -> Decomposition:
+    (result,) = decompose([matrix])
+    return result
+
+
+def graded(m: int = 24, n: int = 16) -> Tensor:
+    generator = np.random.default_rng(5)
+    values = np.geomspace(1.0, 0.1, min(m, n))
+    return torch.tensor(with_spectrum(generator, m, n, values), dtype=torch.float32)
+
+
+def fail(*args: object, **kwargs: object) -> Tensor:
+    raise torch.linalg.LinAlgError("did not converge")
+
+
+def fail_numpy(*args: object, **kwargs: object) -> np.ndarray:
+    raise scipy.linalg.LinAlgError("did not converge")
+
+
+def not_finite(matrix: Tensor) -> Tensor:
+    return torch.full((min(matrix.shape),), math.nan, dtype=torch.float64)
+
+
+def test_a_diagonal_matrix_has_its_absolute_entries_as_singular_values() -> None:
+    result = one(torch.diag(torch.tensor([0.5, -4.0, 1.0])))
+
+    np.testing.assert_array_equal(result.values, [4.0, 1.0, 0.5])
+    assert result.method == "gram64"
+    assert result.flag is None
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1)])
+def test_a_vector_has_its_length_as_its_only_singular_value(shape: tuple[int, int]) -> None:
+    matrix = torch.full(shape, 3.0)
+
+    result = one(matrix)
+
+    true = 3.0 * math.sqrt(matrix.numel())
+    assert result.values.shape == (1,)
+    assert abs(result.values[0] - true) <= result.bounds[0]
+    assert effective_rank(result) == (1.0, 1.0, 1.0)
+
+
+def test_the_zero_matrix_is_known_exactly() -> None:
+    result = one(torch.zeros(4, 3))
+
+    np.testing.assert_array_equal(result.values, np.zeros(3))
+    np.testing.assert_array_equal(result.bounds, np.zeros(3))
+    assert (result.method, result.flag) == ("none", "zero")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_matrix_that_is_not_finite_is_a_result(bad: float, rows: int) -> None:
+    """Divergence is recorded as NaN rows, never raised; neighbours are not touched."""
+    matrix = torch.ones(4, 3)
+    matrix[:rows] = bad
+
+    results = decompose([torch.eye(3), matrix, torch.eye(3)])
+
+    assert np.isnan(results[1].values).all()
+    assert np.isnan(results[1].bounds).all()
+    assert (results[1].method, results[1].flag) == ("none", "diverged")
+    np.testing.assert_array_equal(results[2].values, np.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_every_floating_dtype_is_taken_at_its_exact_entries(dtype: torch.dtype) -> None:
+    """Entries are converted, never rounded: the float64 copy gives the same bits."""
+    matrix = graded().to(dtype)
+
+    ours, exact = decompose([matrix, matrix.double()])
+
+    np.testing.assert_array_equal(ours.values, exact.values)
+    assert ours.scale == exact.scale
+
+
+@pytest.mark.parametrize("exponent", [-130, -60, 60, 110])
+def test_powers_of_two_scale_values_and_bounds_to_the_bit(exponent: int) -> None:
+    matrix = graded().double()
+
+    plain, scaled = decompose([matrix, matrix * 2.0**exponent])
+
+    np.testing.assert_array_equal(scaled.values, plain.values * 2.0**exponent)
+    np.testing.assert_array_equal(scaled.bounds, plain.bounds * 2.0**exponent)
+    np.testing.assert_array_equal(scaled.unit_values, plain.unit_values)
+
+
+def test_float64_extremes_keep_their_effective_rank() -> None:
+    """Neither squares nor sums leave float64: 1e-310 and 1e307 are as good as 1."""
+    matrix = torch.diag(torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64))
+
+    plain, large, small = decompose([matrix, matrix * 2.0**1021, matrix * 2.0**-1030])
+
+    assert effective_rank(large) == effective_rank(plain)
+    assert effective_rank(small) == effective_rank(plain)
+    assert small.flag == "collapsed"
+    assert (np.abs(small.values - [2.0**-1030, 2.0**-1031, 2.0**-1032]) <= small.bounds).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "peak", "flag"),
+    [
+        (torch.float32, 2.0**-126, None),
+        (torch.float32, 2.0**-127, "collapsed"),
+        (torch.float16, 2.0**-14, None),
+        (torch.float16, 2.0**-15, "collapsed"),
+        (torch.float64, 2.0**-127, None),
+    ],
+)
+def test_subnormal_weights_are_collapsed(dtype: torch.dtype, peak: float, flag: str | None) -> None:
+    """Below the smallest normal number of its dtype a weight has lost digits."""
+    assert one(torch.eye(3, dtype=dtype) * peak).flag == flag
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
+def test_complex_and_integer_matrices_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError) as caught:
+        decompose([torch.ones(2, 2, dtype=dtype)])
+
+    assert str(caught.value) == (
+        f"expected a matrix of real floating-point numbers, got {dtype}; the spectra of complex "
+        "and integer weights are not defined here"
+    )
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 2), (0, 4)])
+def test_what_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"^expected a matrix \(m, n\) with m, n >= 1, got") as e:
+        decompose([torch.ones(shape)])
+
+    assert str(e.value) == f"expected a matrix (m, n) with m, n >= 1, got the shape {shape}"
+
+
+def test_an_exact_low_rank_is_escalated_and_a_full_rank_is_not() -> None:
+    low = torch.outer(torch.arange(1.0, 129.0), torch.arange(1.0, 65.0))
+
+    assert [d.method for d in decompose([low, graded()])] == ["svd64", "gram64"]
+    assert [d.method for d in decompose([low], tolerance=math.inf)] == ["gram64"]
+
+
+@pytest.mark.parametrize("broken", [fail, not_finite], ids=["raises", "returns NaN"])
+def test_first_rung_broken(monkeypatch: pytest.MonkeyPatch, broken: Callable[..., Tensor]) -> None:
+    """No eigenvalues: the values come from gesdd."""
+    expected = one(graded())
+    monkeypatch.setattr(torch.linalg, "eigvalsh", broken)
+
+    result = one(graded())
+
+    assert (result.method, result.flag) == ("svd64", None)
+    assert (np.abs(result.values - expected.values) <= result.bounds + expected.bounds).all()
+
+
+@pytest.mark.parametrize("broken", [fail, not_finite], ids=["raises", "returns NaN"])
+def test_second_rung_broken(monkeypatch: pytest.MonkeyPatch, broken: Callable[..., Tensor]) -> None:
+    """No gesdd either: the values come from gesvd."""
+    expected = one(graded())
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
+    monkeypatch.setattr(torch.linalg, "svdvals", broken)
+
+    result = one(graded())
+
+    assert (result.method, result.flag) == ("gesvd64", None)
+    assert (np.abs(result.values - expected.values) <= result.bounds + expected.bounds).all()
+
+
+def test_every_rung_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last rung is a NaN row with a reason; the Frobenius norm needs no solver."""
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fail)
+    monkeypatch.setattr(torch.linalg, "svdvals", fail)
+    monkeypatch.setattr(scipy.linalg, "svd", fail_numpy)
+
+    result = one(torch.eye(4))
+
+    assert np.isnan(result.values).all()
+    assert (result.method, result.flag) == ("none", "ill_posed")
+    assert frobenius_norm(result).value == 2.0
+
+
+def test_a_failed_escalation_keeps_the_gram_with_its_wide_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    low = torch.outer(torch.arange(1.0, 129.0), torch.arange(1.0, 65.0))
+    (gram,) = decompose([low], tolerance=math.inf)
+    monkeypatch.setattr(torch.linalg, "svdvals", fail)
+    monkeypatch.setattr(scipy.linalg, "svd", fail_numpy)
+
+    result = one(low)
+
+    assert result.method == "gram64"
+    np.testing.assert_array_equal(result.values, gram.values)
+    np.testing.assert_array_equal(result.bounds, gram.bounds)
+
+
+def test_other_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only failed convergence is expected; running out of memory is not."""
+
+    def out_of_memory(matrix: Tensor) -> Tensor:
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", out_of_memory)
+
+    with pytest.raises(MemoryError, match=r"^no memory$"):
+        one(graded())
+
+
+def test_each_matrix_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+    original = torch.linalg.eigvalsh
+
+    def counting(matrix: Tensor) -> Tensor:
+        calls.append(tuple(matrix.shape))
+        return original(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", counting)
+    decompose([graded(24, 16), graded(8, 30), torch.zeros(3, 3)])
+
+    assert calls == [(16, 16), (8, 8)]
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40), (600, 7)])
+def test_grams_of_equal_shapes_can_be_formed_in_one_call(shape: tuple[int, int]) -> None:
+    """What an accelerator does: the same peaks and scales, the same Grams up to rounding."""
+    generator = torch.Generator().manual_seed(1)
+    matrices = [torch.randn(shape, generator=generator) * 10.0**k for k in (-30, 0, 12)]
+    matrices.append(torch.full(shape, math.nan))
+
+    peaks, scales, grams = scaled_grams(matrices)
+
+    for i, matrix in enumerate(matrices[:3]):
+        (peak,), (scale,), gram = scaled_grams([matrix])
+        assert (peaks[i], scales[i]) == (peak, scale)
+        # sums of at most 600 products of numbers below 4: 600 * 600 * 4 * 1e-16 at the very worst
+        torch.testing.assert_close(grams[i], gram[0], rtol=0, atol=1e-10)
+    assert math.isnan(peaks[3])
+
+
+def test_a_matrix_does_not_depend_on_its_company() -> None:
+    """Bitwise: alone, beside others, and in another order."""
+    matrices = [graded(24, 16), graded(16, 24), torch.eye(16), graded(24, 16) * 3.0]
+    together = decompose(matrices)
+
+    for matrix, result in zip(matrices, together, strict=True):
+        np.testing.assert_array_equal(one(matrix).values, result.values)
+        np.testing.assert_array_equal(one(matrix).bounds, result.bounds)
+    np.testing.assert_array_equal(decompose(matrices[::-1])[3].values, together[0].values)

@@ -1,0 +1,132 @@
+"""Optimisers against torch.optim, schedules against their formulas."""
+
+import math
+
+import pytest
+import torch
+
+from tasks.config import TrainingConfig
+from tasks.optimisers import CHUNK, MOMENTS, Optimiser, learning_rate
+
+
+def ours(configs, start, gradients, first_step=0):
+    """Parameters [K, P] after one update per gradient [K, P]."""
+    optimiser = Optimiser(configs)
+    parameters = start.clone()
+    moments = {name: torch.zeros_like(start) for name in MOMENTS[configs[0].optimizer]}
+    for step, gradient in enumerate(gradients, first_step):
+        optimiser.update_(parameters, gradient.clone(), moments, step)
+    return parameters
+
+
+def torchs(config, start, gradients):
+    """The same for one trial, by torch.optim and torch.nn.utils, with the rate set by hand."""
+    parameter = torch.nn.Parameter(start.clone())
+    if config.optimizer == "adamw":
+        settings = {"betas": config.betas, "eps": config.eps}
+        optimiser = torch.optim.AdamW(
+            [parameter], lr=config.lr, weight_decay=config.weight_decay, **settings
+        )
+    else:
+        optimiser = torch.optim.SGD(
+            [parameter],
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
+    for step, gradient in enumerate(gradients):
+        optimiser.param_groups[0]["lr"] = learning_rate(config, step)
+        parameter.grad = gradient.clone()
+        if config.clip is not None:
+            torch.nn.utils.clip_grad_norm_([parameter], config.clip)
+        optimiser.step()
+    return parameter.detach()
+
+
+GROUPS = {
+    "adamw": [
+        {"lr": 1e-3, "weight_decay": 0.0},
+        {"lr": 3e-2, "weight_decay": 1.0, "betas": (0.8, 0.98), "eps": 1e-3},
+        {"lr": 0.5, "weight_decay": 0.1, "betas": (0.0, 0.5), "warmup": 3},
+    ],
+    "sgd": [
+        {"lr": 1e-3},
+        {"lr": 0.1, "weight_decay": 0.5, "momentum": 0.9},
+        {"lr": 0.3, "weight_decay": 0.01, "momentum": 0.5, "warmup": 4},
+    ],
+}
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+@pytest.mark.parametrize("shared", [{}, {"clip": 2.0}, {"schedule": "cosine"}], ids=str)
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_a_group_with_different_settings_steps_as_torch_does_trial_by_trial(kind, shared, steps):
+    """1e-12 in float64: the same formulas in another order of operations."""
+    configs = [TrainingConfig(optimizer=kind, steps=20, **shared, **own) for own in GROUPS[kind]]
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(3, 64, dtype=torch.float64, generator=generator)
+    gradients = torch.randn(steps, 3, 64, dtype=torch.float64, generator=generator)
+
+    found = ours(configs, start, gradients)
+
+    for k, config in enumerate(configs):
+        expected = torchs(config, start[k], gradients[:, k])
+        torch.testing.assert_close(found[k], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_an_update_is_the_same_bits_alone_and_in_company(kind):
+    configs = [TrainingConfig(optimizer=kind, clip=1.0, **own) for own in GROUPS[kind]]
+    start, gradients = torch.randn(3, 192), torch.randn(6, 3, 192)
+
+    together = ours(configs, start, gradients, CHUNK - 3)
+
+    for k, config in enumerate(configs):
+        alone = ours([config], start[k : k + 1], gradients[:, k : k + 1], CHUNK - 3)
+        assert torch.equal(together[k], alone[0])
+
+
+def test_factors_do_not_depend_on_where_a_chunk_of_steps_begins():
+    """A resumed trial computes its factors from the step alone."""
+    config = TrainingConfig(schedule="cosine", steps=3 * CHUNK, weight_decay=1.0)
+    like = torch.zeros(1, 1, dtype=torch.float64)
+    running = Optimiser([config])
+
+    for step in range(2 * CHUNK + 2):
+        factors = running.factors(step, like)
+        if step % (CHUNK - 1) == 0:
+            assert factors == Optimiser([config]).factors(step, like)
+
+
+def test_clipping_bounds_each_trials_own_norm():
+    """A long gradient is cut to the norm `clip`, a short one in the same group is left alone."""
+    configs = [TrainingConfig(optimizer="sgd", lr=1.0, clip=5.0) for _ in range(2)]
+    gradient = torch.zeros(1, 2, 64, dtype=torch.float64)
+    gradient[0, 0, :2] = torch.tensor([30.0, 40.0])
+    gradient[0, 1, :2] = torch.tensor([0.3, 0.4])
+
+    moved = -ours(configs, torch.zeros(2, 64, dtype=torch.float64), gradient)
+
+    # 1e-7: the norm is enlarged by 1e-6, as torch does
+    assert moved[0, :2].tolist() == pytest.approx([3.0, 4.0], rel=1e-7)
+    assert moved[1, :2].tolist() == [0.3, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.0, 1.0, 2.0, 2.0, 2.0, 2.0]),
+        ("linear", [0.0, 1.0, 2.0, 1.5, 1.0, 0.5]),
+        ("cosine", [0.0, 1.0, 2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5)]),
+    ],
+)
+def test_the_learning_rate_rises_from_zero_and_then_follows_its_schedule(schedule, expected):
+    """Two steps of warmup to a rate of 2, then four steps that would end at 0 if it decays."""
+    config = TrainingConfig(lr=2.0, warmup=2, steps=6, schedule=schedule)
+
+    assert [learning_rate(config, s) for s in range(6)] == pytest.approx(expected, abs=1e-15)
+
+
+def test_a_decayed_learning_rate_stays_at_zero():
+    config = TrainingConfig(steps=4, schedule="cosine")
+    assert [learning_rate(config, step) for step in (4, 5, 9)] == [0.0, 0.0, 0.0]
