@@ -7,6 +7,7 @@ out: MLflow would store infinity as 1.8e308.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ MAX_CURVES = 40
 MAX_POINTS = 200
 SPLITS = ("train", "val", "test")
 _FIRST = ("loss", "error")
+_LONGEST_KEY = 240  # MLflow takes 250; room for "_lower"
 
 Series = tuple[str, str]  # subject, metric
 
@@ -43,8 +45,12 @@ def curve_key(subject: str, metric: str) -> str:
     in hexadecimal and ``:``, so no two subjects share a key. A slash within a metric's name becomes
     an underscore: no two registered metrics may differ in that alone.
     """
-    name = _escape(metric.replace("/", "_"))
-    return f"{_escape(subject)}/{name}" if subject in SPLITS else f"{name}/{_escape(subject)}"
+    name, of = _escape(metric.replace("/", "_")), _escape(subject)
+    key = f"{of}/{name}" if subject in SPLITS else f"{name}/{of}"
+    if len(key) <= _LONGEST_KEY:
+        return key
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return f"{key[: _LONGEST_KEY - 18]}::{digest}"
 
 
 def _escape(text: str) -> str:
@@ -160,13 +166,14 @@ def summary_points(store: Store, trials: pa.Table) -> list[Point]:
         curves: dict[Series, dict[int, float]] = {}
         for row in table.select(["subject", "metric", "step", column]).to_pylist():
             curves.setdefault((row["subject"], row["metric"]), {})[row["step"]] = row[column]
-        points += _points(curves, "" if column == "mean" else f"interval_{column}/")
+        points += _points(curves, "" if column == "mean" else f"_{column}")
     return points
 
 
-def _points(curves: Mapping[Series, Mapping[int, float | None]], prefix: str = "") -> list[Point]:
+def _points(curves: Mapping[Series, Mapping[int, float | None]], part: str = "") -> list[Point]:
+    """The points of a run; `part` marks the section, the text of each key before its slash."""
     return [
-        Point(prefix + key, step, value)
+        Point(key.replace("/", f"{part}/", 1), step, value)
         for series, key in choose(curves).items()
         for step in sorted(thin(curves[series]))
         if (value := curves[series][step]) is not None and math.isfinite(value)

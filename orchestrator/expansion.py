@@ -67,15 +67,6 @@ def assignment(name: str, value: Any) -> str:
     return f"{name}={value if isinstance(value, str) else show(value)}"
 
 
-def comparable(value: Any) -> Any:
-    """A hashable stand-in: equal exactly if the values are, 1 and 1.0 included, true and 1 not."""
-    if isinstance(value, list | tuple):
-        return tuple(comparable(item) for item in value)
-    if isinstance(value, dict):
-        return "mapping", tuple((key, comparable(item)) for key, item in value.items())
-    return ("bool", value) if isinstance(value, bool) else value
-
-
 @dataclass(frozen=True)
 class Schedule:
     """Chooses steps: ``every: N``, ``log_spaced: N`` or ``at: [...]``; 0 and the last always."""

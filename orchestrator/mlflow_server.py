@@ -54,8 +54,8 @@ def serve(store: Store, host: str = "127.0.0.1", port: int = 5000) -> None:
     chosen = free_port(host, port)
     with launched(store, host, chosen) as process:
         base = f"http://{_shown(host)}:{chosen}"
-        link = experiment_link(base, name, store_id(store))
-        print(f"MLflow UI: {link}", flush=True)
+        runs, curves = links(base, name, store_id(store))
+        print(f"runs:   {runs}\ncurves: {curves}", flush=True)
         if os.environ.get("SSH_CONNECTION"):
             here = f"{os.environ.get('USER', 'you')}@{os.environ['SSH_CONNECTION'].split()[2]}"
             print("This is a remote machine. On your own, first run:")
@@ -188,16 +188,19 @@ def free_port(host: str, port: int) -> int:
     )
 
 
-def experiment_link(base: str, experiment: str, view: str) -> str:
-    """The address of an experiment's runs in the UI; that of the UI itself if it has none yet."""
+def links(base: str, experiment: str, view: str) -> tuple[str, str]:
+    """Addresses in the UI: the runs nested below their sweep, and the curves of all of them.
+
+    Both are the address of the UI itself if the experiment does not exist yet.
+    """
     query = urllib.parse.urlencode({"experiment_name": experiment})
     url = f"{base}/api/2.0/mlflow/experiments/get-by-name?{query}"
     with contextlib.suppress(OSError, ValueError, KeyError):
         with urllib.request.urlopen(url, timeout=10) as answer:
             found = json.load(answer)["experiment"]["experiment_id"]
-        shown = f"viewStateShareKey={view}&workflowType=machine_learning"
-        return f"{base}/#/experiments/{found}/runs?{shown}"
-    return base
+        page = f"{base}/#/experiments/{found}/runs?workflowType=machine_learning&viewStateShareKey="
+        return f"{page}{view}-runs", f"{page}{view}-curves&compareRunsMode=CHART"
+    return base, base
 
 
 def _wait_for_database(store: Store) -> None:

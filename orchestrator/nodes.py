@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,11 @@ class Node:
             return {key: item.plain for key, item in self.value.items()}
         return self.value
 
+    def entry(self, key: str) -> Node | None:
+        """A mapping's value, unless there is none or it was reported already."""
+        node: Node | None = self.value.get(key)
+        return node if node is not None and node.valid else None
+
     @property
     def got(self) -> str:
         """What stands here, in the words of a message: ``a list``, ``0.3``, ``'no'``."""
@@ -47,7 +52,10 @@ class Node:
 
 
 class Problems:
-    """Collects what is wrong, so that a user sees all of it at once."""
+    """Collects what is wrong, so that a user sees all of it at once, and reads nodes into values.
+
+    What a method cannot read it reports; it then returns something that the caller can go on with.
+    """
 
     def __init__(self) -> None:
         self._found: dict[Problem, None] = {}  # a dict as an ordered set
@@ -71,6 +79,64 @@ class Problems:
             order = sorted(self._found, key=lambda p: (p.line, p.column or 0) if p.line else last)
             raise SweepError(source, order)
 
+    def expected(self, node: Node, what: str) -> None:
+        """Report that something else stands here than `what`."""
+        self.add(node, f"expected {what}, got {node.got}")
+
+    def text(self, node: Node, what: str = "a text") -> str | None:
+        """The node's text; None, and a problem, if it has none."""
+        if isinstance(node.value, str) and node.value.strip():
+            return node.value
+        quotes = "; put it in quotes" if isinstance(node.value, bool | int | float) else ""
+        self.add(node, f"expected {what}, got {node.got}{quotes}")
+        return None
+
+    def whole(self, node: Node, least: int) -> int | None:
+        """The node's whole number; None, and a problem, if it is none or less than `least`."""
+        if type(node.value) is int and node.value >= least:
+            return node.value
+        self.expected(node, f"a whole number >= {least}")
+        return None
+
+    def real(self, node: Node, least: float, what: str) -> float | None:
+        """The node's number; None, and a problem, if it is none or less than `least`."""
+        if type(node.value) in (int, float) and node.value >= least:
+            return float(node.value)
+        self.expected(node, what)
+        return None
+
+    def mapping(self, node: Node, keys: Collection[str] | None, what: str) -> dict[str, Node]:
+        """The valid entries; with `keys`, any other one is reported."""
+        if not isinstance(node.value, dict):
+            self.expected(node, what)
+            return {}
+        entries = {}
+        for key, value in node.value.items():
+            if keys is not None and key not in keys:
+                message = f"unknown field {key!r}{nearest(key, keys)}: one of {', '.join(keys)}"
+                self.add(node.keys[key], message)
+            elif value.valid:
+                entries[key] = value
+        return entries
+
+    def items(self, node: Node, what: str) -> list[Node]:
+        """The valid items of a list that must not be empty."""
+        if isinstance(node.value, list) and node.value:
+            return [item for item in node.value if item.valid]
+        got = "an empty list" if node.value == [] else node.got
+        self.add(node, f"expected {what}, got {got}")
+        return []
+
+    def unrepeated(self, rows: Sequence[tuple[Node, ...]], what: str) -> list[tuple[Node, ...]]:
+        """The rows without those whose values stood before, which are reported."""
+        first: dict[Any, tuple[Node, ...]] = {}
+        for row in rows:
+            earlier = first.setdefault(tuple(comparable(node.plain) for node in row), row)
+            if earlier is not row:
+                shown = " with ".join(show(node.plain) for node in row)
+                self.add(row[0], f"{what}: {shown} also stands at {earlier[0].path}")
+        return list(first.values())
+
 
 def show(value: Any) -> str:
     """A value as a message names it: ``0.3``, ``'no'``, ``true``, ``[0.9, 0.98]``."""
@@ -85,6 +151,15 @@ def show(value: Any) -> str:
     else:
         text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def comparable(value: Any) -> Any:
+    """A hashable stand-in: equal exactly if the values are, 1 and 1.0 included, true and 1 not."""
+    if isinstance(value, list | tuple):
+        return tuple(comparable(item) for item in value)
+    if isinstance(value, dict):
+        return dict, tuple((key, comparable(item)) for key, item in value.items())
+    return (bool, value) if isinstance(value, bool) else value
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -12,47 +12,24 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_jsonable_python
 
-from orchestrator.expansion import Configuration, Expansion, assignment, canonical, comparable
-from orchestrator.nodes import Node, Problems, nearest, show
+from orchestrator.axes import Axis, Parameters
+from orchestrator.expansion import Configuration, Expansion, assignment, canonical
+from orchestrator.nodes import Node, Problems, comparable, nearest, show
 
 MAX_TRIALS = 1_000_000
 MAX_STEPS = 100_000  # of one trial's snapshots
 MAX_FAILURES = 100  # points whose parameters do not go together, before the search for more ends
 
 
-@dataclass(frozen=True)
-class Axis:
-    """Parameters that move together: one name for an axis of the grid, several for the zip.
-
-    Attributes:
-        names: the parameters.
-        rows: one node per name in each row; a point takes one row of every axis.
-    """
-
-    names: tuple[str, ...]
-    rows: tuple[tuple[Node, ...], ...]
-
-
-@dataclass(frozen=True)
-class Block:
-    """The product of some axes, the last one fastest."""
-
-    place: Node
-    axes: tuple[Axis, ...]
-
-
 def expand(
     expansion: Expansion,
     config: type[BaseModel],
-    base: Node,
-    blocks: Sequence[Block],
-    exclude: Sequence[Node],
+    parameters: Parameters,
     num_seeds: int,
     problems: Problems,
 ) -> None:
@@ -61,19 +38,18 @@ def expand(
     Args:
         expansion: without its configurations.
         config: what the task accepts.
-        base: mapping of the parameters that all points share; every key is one of `config`'s. Its
-            `keys` may name more: parameters that are given, but were reported already.
-        blocks: their union is expanded, in order; every name is one of `config`'s.
-        exclude: mappings, partial assignments of axes; a point that agrees with one is left out.
+        parameters: whose names are all `config`'s. Every point of every block is expanded, in
+            order, but for those that agree with an entry of `exclude`.
         num_seeds: how many trials each configuration becomes.
         problems: receives everything that is wrong; `expansion` is of use only if nothing was.
     """
+    blocks = parameters.blocks
     points = sum(math.prod(len(axis.rows) for axis in block.axes) for block in blocks)
     if points * num_seeds > MAX_TRIALS:
         product = f"{points:,} configurations x {num_seeds:,} seeds = {points * num_seeds:,} trials"
         problems.add(blocks[0].place, f"{product}, at most {MAX_TRIALS:,}")
     else:
-        _Expander(expansion, config, base, exclude, problems).run(blocks)
+        _Expander(expansion, config, parameters, problems).run()
 
 
 class _Expander:
@@ -81,32 +57,32 @@ class _Expander:
         self,
         expansion: Expansion,
         config: type[BaseModel],
-        base: Node,
-        exclude: Sequence[Node],
+        parameters: Parameters,
         problems: Problems,
     ) -> None:
-        self.expansion, self.config, self.base, self.problems = expansion, config, base, problems
+        self.expansion, self.config, self.problems = expansion, config, problems
+        self.base, self.blocks = parameters.base, parameters.blocks
         self.defaults = {
             name: to_jsonable_python(info.get_default(call_default_factory=True, validated_data={}))
             for name, info in config.model_fields.items()
             if not info.is_required()
         }
-        self.base_json = _fragment(base.value.items())
-        self.exclude = {place: _assignment(place.value.items()) for place in exclude}
+        self.base_json = _fragment(self.base.value.items())
+        self.exclude = {place: _assignment(place.value.items()) for place in parameters.exclude}
         self.excluded: set[Node] = set()  # the entries that left something out
         self.twice: dict[tuple[int, int], list[str]] = {}  # (first block, later block): points
         self.first_of: dict[str, tuple[int, str]] = {}  # config_id: block and point
-        self.failures: dict[str, list[str]] = {}  # message: points
+        self.failures: dict[tuple[int, str], list[str]] = {}  # (block, message): points
         self.num_failures = 0
         self.num_left = 0  # points that are not excluded
         self.lengths: dict[int, bool] = {}  # of trials in steps: whether they can be scheduled
 
-    def run(self, blocks: Sequence[Block]) -> None:
+    def run(self) -> None:
         before = len(self.problems)
-        rows = [[_prepare(axis) for axis in block.axes] for block in blocks]
+        rows = [[_prepare(axis) for axis in block.axes] for block in self.blocks]
         for block_rows in rows:
             self.check_values(block_rows)
-        names = [[n for axis in block.axes for n in axis.names] for block in blocks]
+        names = [[n for axis in block.axes for n in axis.names] for block in self.blocks]
         ambiguous = any(len({*self.base.value, *n}) < len(self.base.value) + len(n) for n in names)
         if len(self.problems) == before and not ambiguous:  # ambiguous: was reported already
             for index, block_rows in enumerate(rows):
@@ -115,7 +91,7 @@ class _Expander:
                         self.add(index, point)
                     if self.num_failures == MAX_FAILURES:
                         break
-            self.report(blocks)
+            self.report()
 
     def check_values(self, axes: Sequence[Sequence[_Row]]) -> None:
         """Check every value once, beside the first values of the other axes.
@@ -159,7 +135,7 @@ class _Expander:
             self.report_values(error, point)
             for detail in error.errors(include_url=False):
                 if not detail["loc"]:
-                    self.failures.setdefault(_sentence(detail), []).append(_label(point))
+                    self.failures.setdefault((block, _sentence(detail)), []).append(_label(point))
             return
         made = self.expansion
         params = model.model_dump(mode="json", exclude_computed_fields=True)
@@ -218,19 +194,20 @@ class _Expander:
     def may_be_null(self, name: str) -> bool:
         return type(None) in get_args(self.config.model_fields[name].annotation)
 
-    def report(self, blocks: Sequence[Block]) -> None:
+    def report(self) -> None:
         """Report what is wrong with whole points."""
-        for message, labels in self.failures.items():
+        places = [block.place for block in self.blocks]
+        for (block, message), labels in self.failures.items():
             where = f" (at {_and_more(labels)})" if labels[0] else ""
-            self.problems.add(blocks[0].place if labels[0] else self.base, message + where)
+            self.problems.add(places[block] if labels[0] else self.base, message + where)
         if self.num_failures == MAX_FAILURES:
             stopped = f"stopped after {MAX_FAILURES} combinations that do not go together"
-            self.problems.add(blocks[0].place, stopped)
+            self.problems.add(places[0], stopped)
             return
         for (earlier, later), labels in self.twice.items():
-            also = "" if earlier == later else f", also in {blocks[earlier].place.path}"
+            also = "" if earlier == later else f", also in {places[earlier].path}"
             what = _and_more(labels) or "the task's defaults"
-            self.problems.add(blocks[later].place, f"the same trial twice: {what}{also}")
+            self.problems.add(places[later], f"the same trial twice: {what}{also}")
         shortest = min(self.lengths, default=0)
         for schedule in filter(None, (self.expansion.snapshots, self.expansion.evaluations)):
             if schedule.kind == "at" and schedule.place is not None and self.lengths:
@@ -279,14 +256,13 @@ def _and_more(labels: Sequence[str]) -> str:
     return labels[0] if len(labels) == 1 else f"{labels[0]} and {len(labels) - 1} more"
 
 
-# What a parameter accepts, by pydantic's error type; others keep pydantic's words.
+# What a parameter accepts, by pydantic's error type; for others, pydantic's words are kept.
 _ACCEPTED = {
     "bool_type": "true or false",
     "enum": "{expected}",
     "float_type": "a number",
     "greater_than": "a number > {gt}",
     "greater_than_equal": "a number >= {ge}",
-    "int_from_float": "a whole number",
     "int_type": "a whole number",
     "less_than": "a number < {lt}",
     "less_than_equal": "a number <= {le}",
@@ -322,8 +298,10 @@ def _explain(details: Sequence[ErrorDetails], node: Node, may_be_null: bool) -> 
             accepted.append("a longer list")
         elif detail["type"] in _ACCEPTED:
             accepted.append(_ACCEPTED[detail["type"]].format(**detail.get("ctx", {})))
-        else:
+        elif "error" in detail.get("ctx", {}):  # a validator of the task's own
             return _sentence(detail)
+        else:
+            accepted.append(detail["msg"].removeprefix("Input should be "))
     if may_be_null:
         accepted.append("null")
     expected = " or ".join(dict.fromkeys(accepted))

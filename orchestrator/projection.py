@@ -216,21 +216,20 @@ def _summary(
     params = json.loads(rows[0]["params"])
     counts = Counter(row["status"] for row in rows)
     end = max(_moment(row, "ended_at", created) for row in rows)
-    seeds = f"mean of {counts['completed']} seeds"
+    seeds = f"mean of {counts['completed']}"
     tags = {
         f"{PREFIX}store_id": sid,
         f"{PREFIX}kind": "summary",
         f"{PREFIX}config_id": config_id,
         f"{PREFIX}num_seeds": str(counts["completed"]),
         **{f"{PREFIX}num_{s}": str(counts[s]) for s in ("diverged", "pruned") if counts[s]},
-        NOTE: "Mean over the seeds of one configuration, completed trials only. The curves under "
-        "`interval_lower` and `interval_upper` are the ends of the 95 % Student-t interval of the "
-        "mean.",
+        NOTE: "Mean over the seeds of one configuration, completed trials only. Sections that end "
+        "in `_lower` and `_upper` hold the ends of the mean's 95 % Student-t interval.",
     }
     return Run(
         kind="summary",
         key=config_id,
-        name=f"{label(params, record.axes)} ({seeds})".strip(),
+        name=f"{label(params, record.axes)} {seeds}".strip(),
         status="FINISHED",
         start=end,  # the UI lists what started last first: summaries above their trials
         end=end,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import difflib
+import io
 import json
 import math
 import re
@@ -94,6 +95,7 @@ def run(
     there = ", ".join(registered)
     connection = duckdb.connect(":memory:", config=dict(_LOCKED))
     try:
+        connection.execute("SET TimeZone = 'UTC'")
         for name, table in registered.items():
             connection.register(name, table)
         connection.execute("SET lock_configuration = true")
@@ -235,14 +237,14 @@ def write_table(table: pa.Table, format: str, destination: BinaryIO | str | Path
     writers = {"csv": _csv, "json": _json, "parquet": _parquet}
     if format not in writers:
         raise QueryError(f"unknown format {format!r}; expected {', '.join(FORMATS)}")
-    to_path = isinstance(destination, (str, Path))
-    sink = pa.BufferOutputStream() if to_path else destination
+    path = Path(destination).absolute() if isinstance(destination, (str, Path)) else None
+    sink: Any = io.BytesIO() if path else destination
     try:
         writers[format](table, sink)
     except pa.ArrowNotImplementedError as error:
         raise QueryError(f"{format} cannot hold a column of this table: {error}") from error
-    if to_path:
-        files.replace(Path(destination).absolute(), bytes(sink.getvalue()))
+    if path:
+        files.replace(path, sink.getvalue())
 
 
 def _parquet(table: pa.Table, sink: Any) -> None:

@@ -113,6 +113,10 @@ class Results:
             parameters = list(dict.fromkeys([*axes, *_varying(current)]))
         known = records[-1].parameters if records else ()
         wide = _one_column_per_parameter(pa.concat_tables([current, history]), parameters, known)
+        # Kept as bytes: a later run may replace the file while these results are in use.
+        path = self.root / TRENDS_FILE
+        trends = path.read_bytes() if path.exists() else None
+        # Nothing above has changed this object, so a refresh that raises leaves it as it was.
         self.name = records[-1].name if records else self.root.name
         self.task = records[-1].task if records else "unknown"
         self.parameters = tuple(parameters)
@@ -121,9 +125,7 @@ class Results:
         self._trials = wide.slice(0, current.num_rows)
         self._commits = wide.slice(current.num_rows)
         self._whole: dict[str, pa.Table] = {}
-        # Kept as bytes: a later run may replace the file while these results are in use.
-        path = self.root / TRENDS_FILE
-        self._trends = path.read_bytes() if path.exists() else None
+        self._trends = trends
         return self
 
     # --- tables ---------------------------------------------------------------------------

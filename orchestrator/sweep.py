@@ -15,9 +15,9 @@ from typing import Any
 
 from orchestrator.document import override, read
 from orchestrator.errors import Problem, SweepError
-from orchestrator.expansion import Expansion, Trial, assignment, comparable
+from orchestrator.expansion import Expansion, Trial, assignment
 from orchestrator.fields import Resources, Tracking, read_fields
-from orchestrator.nodes import Problems, nearest, show
+from orchestrator.nodes import Problems, comparable, nearest, show
 from orchestrator.points import expand
 from orchestrator.sweep_schema import schema
 
@@ -213,8 +213,8 @@ def parse(
         measure=fields.measure,
     )
     num_seeds = len(fields.seeds)
-    config = fields.task.Config
-    expand(expansion, config, fields.base, fields.blocks, fields.exclude, num_seeds, problems)
+    parameters = fields.parameters
+    expand(expansion, fields.task.Config, parameters, num_seeds, problems)
     problems.check(source)
     num = len(expansion.configurations)
     return Sweep(
@@ -227,7 +227,7 @@ def parse(
         text=text,
         overrides=tuple(overrides),
         seeds=fields.seeds,
-        axes=fields.axes,
+        axes=parameters.axes,
         measure=fields.measure,
         resources=fields.resources,
         tracking=fields.tracking,

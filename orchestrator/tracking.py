@@ -306,7 +306,7 @@ class Ledger:
     def reopen(self) -> None:
         """The sweep's own run is running again."""
         known = self.parent()
-        self._share_view(known.run_id, self.store.sweeps()[-1].axes)
+        self._share_views(self.store.sweeps()[-1].axes)
         self._unfinish(known)
         if known.status != "RUNNING":
             self.client.update_run(known.run_id, status="RUNNING")
@@ -344,7 +344,7 @@ class Ledger:
             if not self._is_right(plan.sweep):
                 note, files = findings.collect(self.store, plan)
                 self._unfinish(parent)
-                self._share_view(parent.run_id, plan.record.axes)
+                self._share_views(plan.record.axes)
                 self._attach(parent.run_id, files)
                 self._write(plan.sweep, (), note)
                 written += 1
@@ -426,16 +426,25 @@ class Ledger:
                 self.client.set_terminated(known.run_id, "KILLED")
                 known.status = "KILLED"
 
-    def _share_view(self, parent_id: str, axes: Sequence[str]) -> None:
-        """What the link of `sweep ui` opens: nested runs unfolded, the swept parameters as columns.
+    def _share_views(self, axes: Sequence[str]) -> None:
+        """What the links of `sweep ui` open, see `mlflow_server.links`.
 
-        The UI's own format for shared views; should it change, the link opens the plain list.
+        This is the UI's own format for shared views; should it change, the links open the plain
+        list. Nesting is shown only if nothing is filtered and the order is that of creation.
         """
         columns = [f"params.`{name}`" for name in (*axes, "seed")]
         columns += [f"metrics.`{key}`" for key in ("train/loss", "val/loss", "val/error")]
-        state = {"runsExpanded": {parent_id: True}, "selectedColumns": columns}
-        tag = f"mlflow.sharedViewState.{self.store_id}"
-        self.client.set_experiment_tag(self.experiment_id, tag, json.dumps(state))
+        nested = {"selectedColumns": columns, "runsHiddenMode": "FIRST_20_RUNS"}
+        flat = {
+            **nested,
+            "searchFilter": f"tags.`{PREFIX}store_id` = '{self.store_id}' and "
+            f"tags.`{PREFIX}kind` != 'sweep'",
+            "orderByKey": "tags.`mlflow.runName`",
+            "orderByAsc": True,
+        }
+        for name, view in (("runs", nested), ("curves", flat)):
+            tag = f"mlflow.sharedViewState.{self.store_id}-{name}"
+            self.client.set_experiment_tag(self.experiment_id, tag, json.dumps(view))
 
     def _attach(self, run_id: str, files: Mapping[str, bytes]) -> None:
         """Make these the run's artifacts, and no others."""

@@ -166,9 +166,9 @@ class Streams:
         """Standard normal numbers, [K, *shape]: Box and Muller's transform of one hash each.
 
         sqrt(-2 ln u) cos(2 pi v) with 32 of the 64 bits for u in (0, 1), odd multiples of 2^-33,
-        and 32 for v in [0, 1), so |value| <= sqrt(66 ln 2) = 6.76. ln and cos are summed from their series with additions,
-        multiplications and divisions only, because library functions differ in the last bit
-        between devices, and on a CPU between an element inside and one at the end of an array.
+        and 32 for v in [0, 1), so |value| <= sqrt(66 ln 2) = 6.76. ln and cos are summed from their
+        series with additions, multiplications and divisions only: library functions differ in the
+        last bit between devices.
         """
         drawn = self.bits(name, step, shape)
         u = (_logical_shift(drawn, 32).to(torch.float64) + 0.5).mul_(2.0**-32)

@@ -213,11 +213,11 @@ def test_a_users_own_module_called_tasks_does_no_harm(sandbox: Sandbox) -> None:
     ("change", "message"),
     [
         (
-            ("tracking: none", "tracking: none\nresources: {cpus: 4096}"),
+            ("tracking: none", "tracking: none\nresources: {{cpus: 4096}}"),
             "  resources.cpus: a trial asks for 4096 CPUs, this machine has ",
         ),
         (
-            ("tracking: none", "tracking: none\nresources: {gpus: 64}"),
+            ("tracking: none", "tracking: none\nresources: {{gpus: 64}}"),
             "  resources.gpus: a trial asks for 64 GPUs, this machine has ",
         ),
         (("{task}:Faulty", "nowhere.py:Faulty"), "nowhere.py"),

@@ -11,11 +11,17 @@ from orchestrator.errors import SweepError
 from orchestrator.sweep import parse
 
 TOY = """
+from enum import Enum
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks import Task, TrainingConfig
+
+
+class Level(Enum):
+    LOW = "low"
+    HIGH = "high"
 
 
 class ToyConfig(TrainingConfig):
@@ -28,6 +34,20 @@ class ToyConfig(TrainingConfig):
     pair: tuple[int, int] = (1, 2)
     scale: float | Literal["auto"] = "auto"
     limit: Annotated[int, Field(ge=1)] | None = None
+    even: Annotated[int, Field(multiple_of=2)] = 2
+    code: Annotated[str, Field(pattern="^[a-z]+$", min_length=2, max_length=3)] = "ab"
+    names: Annotated[list[str], Field(min_length=1, max_length=2)] = ["a"]
+    level: Level = Level.LOW
+    nothing: None = None
+    odd: int = 1
+    parts: frozenset[int] = frozenset()
+
+    @field_validator("odd")
+    @classmethod
+    def _is_odd(cls, value):
+        if value % 2 == 0:
+            raise ValueError(f"{value} is even, which odd cannot be")
+        return value
 
     @model_validator(mode="after")
     def _heads_fit(self):
@@ -663,6 +683,40 @@ expected a whole number, got 'x'  @ line 4, column 16, $.grid.width[0]
 expected a number of seeds >= 1 or a list of seeds, got 0  @ line 5, column 8, $.seeds
 unknown field 'mesure' (did you mean measure?)  @ line 6, column 1, $.mesure
 
+=== all that pydantic says
+base: {even: 3, names: [], level: hihg, nothing: 1, odd: 4, parts: 5}
+grid: {code: [a, abcd, A-]}
+=>
+expected a multiple of 2, got 3  @ line 3, column 14, $.base.even
+expected a list of at least 1 values, got []  @ line 3, column 24, $.base.names
+expected 'low' or 'high', got 'hihg' (did you mean high?)  @ line 3, column 35, $.base.level
+expected null, got 1  @ line 3, column 50, $.base.nothing
+4 is even, which odd cannot be  @ line 3, column 58, $.base.odd
+expected a valid array, got 5  @ line 3, column 68, $.base.parts
+expected a text of at least 2 characters, got 'a'  @ line 4, column 15, $.grid.code[0]
+expected a text of at most 3 characters, got 'abcd'  @ line 4, column 18, $.grid.code[1]
+expected a text that matches ^[a-z]+$, got 'A-'  @ line 4, column 24, $.grid.code[2]
+
+=== list too long
+base: {names: [a, b, c], level: low}
+=>
+expected a list of at most 2 values, got ['a', 'b', 'c']  @ line 3, column 15, $.base.names
+
+=== points that do not fit in the second block
+grid:
+- {lr: [0.1, 0.2]}
+- {heads: [1, 3, 4]}
+=>
+width (8) is not divisible by heads (3) (at heads=3)  @ line 5, column 3, $.grid[1]
+
+=== nothing is missing from a section that is lost (whole file)
+name: toy
+task: toy.py:Needy
+base: &b {depth: 1}
+=>
+Needy has a parameter 'status', a column of the trials table: rename it  @ line 2, column 7, $.task
+anchors (&) and aliases (*) are not read: write the value out  @ line 3, column 7, $.base
+
 """
 
 # --- texts that do not show well between triple quotes
@@ -714,6 +768,13 @@ ODD = {
         TOP + f"seeds: 3\ngrid: {{lr: {[*range(1000)]}, weight_decay: {[*range(1000)]}}}",
         [
             "1,000,000 configurations x 3 seeds = 3,000,000 trials, at most 1,000,000  @ line 4, column 7, $.grid",
+        ],
+    ),
+    "more failures than anyone reads": (
+        TOP + f"base: {{heads: 3}}\ngrid: {{width: [8, 9], lr: {[*range(120)]}}}",
+        [
+            "width (8) is not divisible by heads (3) (at width=8 lr=0 and 99 more)  @ line 4, column 7, $.grid",
+            "stopped after 100 combinations that do not go together  @ line 4, column 7, $.grid",
         ],
     ),
 }

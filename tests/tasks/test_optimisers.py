@@ -103,13 +103,13 @@ def test_clipping_bounds_each_trials_own_norm():
     configs = [TrainingConfig(optimizer="sgd", lr=1.0, clip=5.0) for _ in range(2)]
     gradient = torch.zeros(1, 2, 64, dtype=torch.float64)
     gradient[0, 0, :2] = torch.tensor([30.0, 40.0])
-    gradient[0, 1, :2] = torch.tensor([0.3, 0.4])
+    gradient[0, 1, :2] = torch.tensor([0.375, 0.5])
 
     moved = -ours(configs, torch.zeros(2, 64, dtype=torch.float64), gradient)
 
     # 1e-7: the norm is enlarged by 1e-6, as torch does
     assert moved[0, :2].tolist() == pytest.approx([3.0, 4.0], rel=1e-7)
-    assert moved[1, :2].tolist() == [0.3, 0.4]
+    assert moved[1, :2].tolist() == [0.375, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,18 @@ def test_a_trial_has_the_same_bits_alone_and_in_company(task_class, others):
             assert torch.equal(together.buffers[name][k], buffer[0])
 
 
+@pytest.mark.parametrize("task_class", [Line, NormedLine, TiedLine])
+def test_the_short_way_through_functorch_is_torch_vmap(task_class, monkeypatch):
+    """The internal calls that the loss is mapped with give the bits of the public function."""
+    configs = [{"lr": 0.01}, {"lr": 0.02}]
+    short = trained(task_class, *configs)[3]
+    monkeypatch.setattr("tasks.training._vmap", torch.vmap)
+    public = trained(task_class, *configs)[3]
+
+    assert torch.equal(short.flat, public.flat)
+    assert all(torch.equal(short.buffers[name], b) for name, b in public.buffers.items())
+
+
 def test_a_resumed_group_goes_on_with_the_same_bits():
     """Through torch.save and torch.load(weights_only=True), buffers and moments included."""
     configs = [{"lr": 0.01, "schedule": "cosine"}, {"lr": 0.02, "schedule": "cosine"}]

@@ -1,0 +1,151 @@
+"""Modular addition: its data, metrics and views."""
+
+import pytest
+import torch
+
+from tasks import evaluate, make_streams, start, train_step
+from tasks.modular_addition import ModularAddition
+
+TINY = {"modulus": 7, "width": 8, "heads": 2, "feed_forward": 12, "train_fraction": 0.5}
+
+
+def group(*configs, seeds=None):
+    parsed = [ModularAddition.Config(**{**TINY, **config}) for config in configs]
+    task = ModularAddition(parsed)
+    return task, make_streams(parsed, range(len(parsed)) if seeds is None else seeds)
+
+
+def test_train_and_val_are_all_pairs_with_their_sum():
+    """floor(0.5 · 49) = 24 pairs in train; every pair is in exactly one of the two."""
+    task, streams = group({}, {})
+    train, val = (task.eval_data(streams, split) for split in ("train", "val"))
+
+    assert train["tokens"].shape == (2, 24, 3)
+    assert val["tokens"].shape == (2, 25, 3)
+    for k in range(2):
+        tokens = torch.cat([train["tokens"][k], val["tokens"][k]])
+        labels = torch.cat([train["labels"][k], val["labels"][k]])
+        assert sorted(map(tuple, tokens.tolist())) == [
+            (i, j, 7) for i in range(7) for j in range(7)
+        ]
+        assert torch.equal(labels, tokens[:, :2].sum(1) % 7)
+    assert not torch.equal(train["tokens"][0], train["tokens"][1])
+
+
+def test_a_fixed_split_seed_gives_every_trial_the_same_split():
+    task, streams = group({"split_seed": 4}, {"split_seed": 4})
+    tokens = task.eval_data(streams, "train")["tokens"]
+
+    assert torch.equal(tokens[0], tokens[1])
+
+
+def test_the_full_batch_is_the_training_set_and_micro_batches_part_it():
+    task, streams = group({"micro_batches": 3})
+    train = task.eval_data(streams, "train")
+
+    parts = [task.batch(streams, 5, micro) for micro in range(3)]
+
+    for name, whole in train.items():
+        assert torch.equal(torch.cat([part[name] for part in parts], dim=1), whole)
+
+
+def test_mini_batches_go_through_the_training_set_in_epochs():
+    """24 pairs in batches of 10: two steps an epoch, each in two micro-batches."""
+    task, streams = group({"batch_size": 10, "micro_batches": 2})
+    train = set(map(tuple, task.eval_data(streams, "train")["tokens"][0].tolist()))
+    epochs = []
+    for epoch in range(2):
+        batches = [task.batch(streams, 2 * epoch + s, m) for s in range(2) for m in range(2)]
+        tokens = torch.cat([batch["tokens"][0] for batch in batches])
+        labels = torch.cat([batch["labels"][0] for batch in batches])
+        assert [len(batch["labels"][0]) for batch in batches] == [5, 5, 5, 5]
+        assert torch.equal(labels, tokens[:, :2].sum(1) % 7)
+        epochs.append(list(map(tuple, tokens.tolist())))
+
+    for tokens in epochs:
+        assert len(set(tokens)) == 20
+        assert set(tokens) <= train
+    assert epochs[0] != epochs[1]
+
+
+def test_loss_and_error_are_means_over_the_pairs():
+    """Against the model run by itself on trial 1 of a group of two."""
+    task, streams = group({}, {"precision": "float32"})
+    model, state = start(task, streams)
+    metrics = evaluate(task, model, state, streams)
+    solo = task.build(streams[1])
+
+    for split in ("train", "val"):
+        data = {n: t[1] for n, t in task.eval_data(streams, split).items()}
+        logits = solo(data["tokens"])[:, -1].detach().double()
+        loss = torch.nn.functional.cross_entropy(logits, data["labels"])
+        error = (logits.argmax(-1) != data["labels"]).double().mean()
+        assert float(metrics[split, "loss"][1]) == pytest.approx(float(loss), rel=1e-6)
+        assert float(metrics[split, "error"][1]) == float(error)
+
+
+def test_training_lowers_the_training_loss():
+    """Chance is ln 7 = 1.95 nats; 60 steps memorise half of the 24 pairs and more."""
+    task, streams = group({"lr": 0.01})
+    model, state = start(task, streams)
+    for _ in range(60):
+        train_step(task, model, state, streams)
+
+    assert float(evaluate(task, model, state, streams)["train", "loss"]) < 1.0
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_trial_of_realistic_size_has_the_same_bits_alone_and_in_company(count):
+    """Large enough for the library's blocked matrix products and vectorised reductions."""
+    size = {"modulus": 31, "width": 64, "heads": 4, "feed_forward": 128, "train_fraction": 0.7}
+    own = [{**size, "positions": "learned", "weight_decay": 1.0 * k} for k in range(count)]
+
+    def train(configs, seeds):
+        task, streams = group(*configs, seeds=seeds)
+        model, state = start(task, streams)
+        for _ in range(3):
+            train_step(task, model, state, streams)
+        return state.flat, evaluate(task, model, state, streams)
+
+    together, metrics = train(own, range(count))
+    for k in range(count):
+        alone, values = train([own[k]], [k])
+        assert torch.equal(together[k], alone[0])
+        assert all(torch.equal(metrics[key][k], value[0]) for key, value in values.items())
+
+
+def test_the_views_are_the_matrices_of_the_paper_and_the_parts_of_the_attention():
+    task, streams = group({})
+    model, state = start(task, streams)
+    parameters = {name: t[0] for name, t in state.parameters.items()}
+    shapes = {view.name: view.shape(parameters) for view in task.views(model)}
+
+    attention = "layers.0.attention"
+    heads = {f"{attention}.{p}[{h}]": (4, 8) for p in ("query", "key", "value") for h in (0, 1)}
+    whole = {f"{attention}.{part}": (8, 8) for part in ("query", "key", "value", "out_proj")}
+    assert shapes == {
+        "embedding": (8, 8),
+        f"{attention}.in_proj": (24, 8),
+        **whole,
+        **heads,
+        "layers.0.linear1": (12, 8),
+        "layers.0.linear2": (8, 12),
+        "decoder": (8, 8),
+    }
+
+
+def test_a_head_is_its_rows_of_the_fused_matrix():
+    """Query, key and value in this order, the heads one after the other in each."""
+    task, streams = group({})
+    model, state = start(task, streams)
+    parameters = {name: t[0] for name, t in state.parameters.items()}
+    views = {view.name: view.read(parameters) for view in task.views(model)}
+    fused = views["layers.0.attention.in_proj"]
+
+    parts = [
+        views[f"layers.0.attention.{part}[{h}]"]
+        for part in ("query", "key", "value")
+        for h in (0, 1)
+    ]
+    assert torch.equal(torch.cat(parts), fused)
+    assert torch.equal(views["layers.0.attention.key"], fused[8:16])
