@@ -1,7 +1,7 @@
 """One file per checkpoint: everything a trial needs to continue, bit for bit.
 
     line 1   spectral-sweeps checkpoint 1 <header bytes> <payload bytes> <checksum of both>
-    header   JSON: the trial's row so far, step, attempt, source hash, the shards published so far
+    header   JSON: trial, step, epoch, attempt, source hash, the shards published so far
     payload  what torch.save wrote: parameters, buffers, optimiser, measurement state, pending rows
 
 The header is readable without torch. A file is complete whenever it is visible (`files.publish`);
@@ -32,6 +32,7 @@ class Header:
     """What a checkpoint says of itself."""
 
     step: int
+    epoch: int
     attempt: int
     source_hash: str
     trial: Mapping[str, Any]  # trial_id, config_id, seed, params (JSON)

@@ -91,7 +91,10 @@ def run(
     ] = None,
     rerun: Annotated[
         str | None,
-        typer.Option(metavar="changed", help="Run trials again whose task's code has changed."),
+        typer.Option(
+            metavar="changed|TRIAL",
+            help="Run trials again: those whose task's code has changed, or those named.",
+        ),
     ] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep results although the task's code has changed.")
@@ -108,15 +111,17 @@ def run(
     from orchestrator import loading
     from orchestrator.display import LiveDisplay
     from orchestrator.driver import Options, run_sweep
+    from orchestrator.schemas import RESULTS
 
-    _one_of("--retry", retry, "failed")
-    _one_of("--rerun", rerun, "changed")
+    if retry not in (None, "failed"):
+        raise SweepError("--retry", [f"expected 'failed', got {retry!r}"])
     sweep = loading.load_sweep(file, set_ or ())
     options = Options(
         only=sweep.select(only) if only else None,
         retry_failed=retry is not None,
         keep=keep,
-        rerun_changed=rerun is not None,
+        rerun=sweep.select(rerun) if rerun not in (None, "changed") else (),
+        rerun_changed=rerun == "changed",
         in_process=in_process,
         workers=workers,
     )
@@ -131,7 +136,7 @@ def run(
         raise
     if outcome.tracking:
         err.print(f"tracking: {outcome.tracking}", markup=False, soft_wrap=True)
-    if not outcome.interrupted:
+    if not outcome.interrupted and set(outcome.statuses) & set(RESULTS):
         _finish(sweep)
     for trial, kind, last in outcome.failed:
         err.print(
@@ -338,11 +343,6 @@ def _results(target: str, scope: str) -> Results:
     from orchestrator.results import Results
 
     return Results.open(loading.open_store(target).root, scope=scope)
-
-
-def _one_of(option: str, value: str | None, accepted: str) -> None:
-    if value not in (None, accepted):
-        raise SweepError(option, [f"expected {accepted!r}, got {value!r}"])
 
 
 def _resume_command() -> str:

@@ -275,5 +275,5 @@ def _reason(error: BaseException) -> str:
 def _free_gpu_memory() -> None:
     import torch
 
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()

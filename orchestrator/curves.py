@@ -58,7 +58,7 @@ def _escape(text: str) -> str:
         return f":{match[1]}:" if match[1] else f":u{ord(match[0]):x}:"
 
     # A dot at the ends could make a path such as "..", which MLflow refuses.
-    return re.sub(r"\[(\d+)\]|[^A-Za-z0-9_.\-]|^\.|\.$", code, text)
+    return re.sub(r"\[([0-9]+)\]|[^A-Za-z0-9_.\-]|^\.|\.$", code, text)
 
 
 def choose(series: Iterable[Series]) -> dict[Series, str]:
@@ -73,7 +73,8 @@ def choose(series: Iterable[Series]) -> dict[Series, str]:
         if subject in SPLITS:
             rank = _FIRST.index(metric) if metric in _FIRST else len(_FIRST)
             return (0, rank, metric, SPLITS.index(subject), ())
-        parts = tuple((int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", subject))
+        split = re.split(r"([0-9]+)", subject)  # numbers at the odd places
+        parts = tuple((int(p), "") if i % 2 else (-1, p) for i, p in enumerate(split))
         return (1, int("[" in subject), "", 0, parts)
 
     shown = {one for one in series if one[0] in SPLITS or one[1] == NORMALISED_RANK}

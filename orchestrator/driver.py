@@ -43,7 +43,8 @@ class Options:
         only: run these trials and no others.
         retry_failed: dispatch failed trials again.
         keep: accept results and checkpoints of another version of the task's source.
-        rerun_changed: run trials again whose results come from another version of that source.
+        rerun: run these trials again; their results so far no longer count.
+        rerun_changed: likewise every trial whose result another version of that source made.
         in_process: no Ray; one trial after another in this process, exceptions unwrapped.
         workers: upper limit of trials at once; None: as many as fit the machine.
     """
@@ -51,6 +52,7 @@ class Options:
     only: Sequence[Trial] | None = None
     retry_failed: bool = False
     keep: bool = False
+    rerun: Sequence[Trial] = ()
     rerun_changed: bool = False
     in_process: bool = False
     workers: int | None = None
@@ -151,8 +153,10 @@ def run_sweep(
     rerun = planning.check_source(
         sweep, source_hash, keep=options.keep, rerun_changed=options.rerun_changed
     )
+    rerun |= {trial.trial_id for trial in options.rerun}
     began = time.monotonic()
     with Session.claim(sweep, rerun=rerun) as session:
+        session.discard_checkpoints(rerun)
         facts = {**environment.git_facts(Path.cwd()), "task_source": source_hash}
         context = Context(
             root=str(session.store.root),

@@ -3,7 +3,7 @@
     SpectralSweepsError            root; `exit_code` is what the command line ends with
     ├── UserError          2       the user's mistake, nothing was launched
     │   ├── SweepError             a sweep file, its overrides or a selection: every problem at once
-    │   ├── IncomparableTrialsError  (aggregate) trials whose rows cannot be compared
+    │   ├── IncomparableTrialsError  trials whose rows cannot be compared
     │   ├── StoreBusyError         another driver is at work on this store
     │   └── QueryError             SQL that does not parse, or that reaches outside the store
     ├── StoreError         3       the storage refuses: missing, full, not writable, wrong format
@@ -72,6 +72,10 @@ class SweepError(UserError):
 
     def __reduce__(self) -> tuple[type[SweepError], tuple[str, tuple[Problem, ...]]]:
         return type(self), (self.source, self.problems)
+
+
+class IncomparableTrialsError(UserError, ValueError):
+    """Trials that must not be averaged: unequal steps, a seed twice, or a row twice."""
 
 
 class StoreBusyError(UserError):

@@ -17,11 +17,11 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import StoreBusyError, StoreError
+from orchestrator.errors import DamageError, StoreBusyError, StoreError
 
 HEARTBEAT_SECONDS = 2.0
 """How often a live driver rewrites its lock file."""
@@ -64,6 +64,32 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
             f"cannot {doing} {path}: {error.strerror or error}. {advice}, then run the same "
             "command again: everything committed so far is kept and the sweep resumes."
         ) from error
+
+
+def seal_json(facts: Mapping[str, Any]) -> bytes:
+    """JSON for people and programs that carries a checksum of itself under the key "checksum"."""
+    sealed = {**facts, "checksum": checksum(_canonical(facts))}
+    return json.dumps(sealed, indent=1).encode()
+
+
+def unseal_json(path: Path) -> dict[str, Any]:
+    """Read what `seal_json` made.
+
+    Raises:
+        DamageError: it is missing, no JSON object, or not what was written.
+    """
+    try:
+        facts = json.loads(path.read_bytes())
+        stored = facts.pop("checksum")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise DamageError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    if not isinstance(facts, dict) or checksum(_canonical(facts)) != stored:
+        raise DamageError(f"{path} is damaged: its content does not match its checksum")
+    return facts
+
+
+def _canonical(facts: Mapping[str, Any]) -> bytes:
+    return json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _write_hidden(path: Path, payload: bytes) -> Path:

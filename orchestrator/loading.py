@@ -67,7 +67,7 @@ def tracking_uri(store: Store) -> str | None:
     from orchestrator.document import tracking_uri as read
 
     records = store.sweeps()
-    return read(records[-1].text) if records else None
+    return read(records[-1].text, records[-1].overrides) if records else None
 
 
 def trial_history(store: Store, prefix: str) -> list[dict[str, Any]]:

@@ -60,15 +60,17 @@ def refuse_unwritable(uri: str) -> None:
         TrackingError: names the file or folder without permission.
     """
     path = Path(uri.removeprefix("sqlite:///"))
-    place = path if path.exists() else path.parent
-    while not place.exists():
-        place = place.parent
-    folder = path.parent if path.exists() else place  # the journal is written beside the database
-    if not (os.access(place, os.W_OK) and os.access(folder, os.W_OK)):
-        raise TrackingError(
-            f"cannot write {path}: permission is denied for {place}. Change the permissions, or "
-            "give another tracking uri; `tracking: none` switches it off."
-        )
+    folder = path.parent
+    while not folder.exists():  # it will be created
+        folder = folder.parent
+    # The journal is written beside the database.
+    for place, right in ((folder, folder.is_dir()), (path, not path.is_dir())):
+        if not right or (place.exists() and not os.access(place, os.W_OK)):
+            kind = "folder" if place is folder else "file"
+            raise TrackingError(
+                f"cannot write {path}: {place} is not a {kind} one may write to. Change its "
+                "permissions, or give another tracking uri; `tracking: none` switches it off."
+            )
 
 
 def set_aside_if_moved(database: Path, experiment: str, artifacts: str) -> None:

@@ -151,8 +151,8 @@ class Plan:
         changed: committed trials of the file made by another version of the task's source.
         workers: trials at once on this machine.
         device: "cpu" or "cuda".
-        estimate_seconds: wall time left, from the wall times of committed trials of this store;
-            null if there is none to go by.
+        estimate_seconds: wall time left; None if the probe failed.
+        estimate_basis: what the estimate goes by.
     """
 
     name: str
@@ -192,7 +192,7 @@ def plan(sweep: Sweep, source_hash: str) -> Plan:
     committed = _count(own, found.results)
     failed = _count(own, found.failed)
     remaining = len(own) - committed - failed
-    estimate = sum(seconds) / len(seconds) * remaining / workers if seconds else None
+    estimate, basis = _estimate(sweep, found, seconds, device, workers)
     return Plan(
         name=sweep.name,
         task=sweep.task_name,
@@ -208,9 +208,32 @@ def plan(sweep: Sweep, source_hash: str) -> Plan:
         device=device,
         workers=workers,
         estimate_seconds=estimate,
-        estimate_basis=f"mean wall time of {_trials(len(seconds))} in this store"
-        if seconds
-        else "no trial of this store has finished yet",
+        estimate_basis=basis,
+    )
+
+
+def _estimate(
+    sweep: Sweep, found: History, seconds: list[float], device: str, workers: int
+) -> tuple[float | None, str]:
+    """Wall seconds left, and what that is based on: finished trials, else a probe of one."""
+    skipped = {**found.results, **found.failed}
+    left = [trial for trial in sweep.trials() if trial.trial_id not in skipped]
+    if not left:
+        return 0.0, "nothing is left to run"
+    if seconds:
+        mean = sum(seconds) / len(seconds)
+        total = max(mean, mean * len(left) / workers)
+        return total, f"mean wall time of {_trials(len(seconds))} in this store"
+    from orchestrator.probe import probe
+
+    try:
+        cost = probe(left[0], threads=sweep.resources.cpus, device=device)
+    except Exception as error:  # the task's own code; `sweep run` will show it in full
+        return None, f"the probe of a trial failed: {type(error).__name__}: {error}"
+    each = [cost.of(trial) for trial in left]
+    return max(max(each), sum(each) / workers), (
+        f"a probe of {left[0].label(sweep.axes)}: {1000 * cost.step:.3g} ms per step, "
+        f"{1000 * cost.snapshot:.3g} ms per snapshot; start-up not included"
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from orchestrator import files
-from orchestrator.schemas import TABLES, decode, encode
+from orchestrator.schemas import TABLES, TRIALS_KEY, decode, encode
 from spectral import ScalarRow, SpectrumRow
 
 
@@ -60,12 +61,16 @@ class Buffer:
             }
         return buffer
 
-    def publish(self, root: Path, stem: str) -> list[dict[str, Any]]:
+    def publish(
+        self, root: Path, stem: str, trials: Sequence[Mapping[str, Any]] = ()
+    ) -> list[dict[str, Any]]:
         """Write what is buffered as one shard per table, then forget it.
 
         Args:
             root: the store's folder.
             stem: `<trial or group>-<epoch>.<attempt>`; a nonce makes the name unique.
+            trials: id, configuration, seed and parameters of the trials whose rows these are, so
+                that a shard can be understood before any commit names it.
 
         Returns:
             A manifest entry per shard.
@@ -78,7 +83,7 @@ class Buffer:
             table = self.table(name)
             if not table.num_rows:
                 continue
-            payload = encode(table)
+            payload = encode(table, {TRIALS_KEY: json.dumps(list(trials)).encode()})
             relative = f"{name}/{stem}-{files.nonce()}.arrow"
             files.publish(root / relative, payload)
             manifest.append(

@@ -6,6 +6,7 @@ schema metadata of every file, so that a reader refuses what it does not underst
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -84,6 +85,9 @@ TABLES: Mapping[str, pa.Schema] = {"scalars": SCALARS, "spectra": SPECTRA}
 RESULTS = ("completed", "diverged", "pruned")
 """Statuses that are a result; `failed` and `lost` are history."""
 
+TRIALS_KEY = b"spectral_sweeps.trials"
+"""Metadata of a shard: JSON list of its trials' id, configuration, seed and parameters."""
+
 _VERSION_KEY = b"spectral_sweeps.format"
 _SEAL_KEY = b"spectral_sweeps.seal"
 _BLANK_SEAL = b"seal:" + b"0" * 32
@@ -121,6 +125,13 @@ def decode(payload: bytes, schema: pa.Schema, name: str) -> pa.Table:
     if plain.schema != schema:
         raise DamageError(f"{name} is damaged: its columns are not those of the table")
     return plain
+
+
+def trials_of(payload: bytes) -> list[dict[str, Any]]:
+    """Whose rows a shard holds, as its writer described them; empty if it did not."""
+    metadata = pa.ipc.open_file(pa.BufferReader(payload)).schema.metadata or {}
+    described: list[dict[str, Any]] = json.loads(metadata.get(TRIALS_KEY, b"[]"))
+    return described
 
 
 def seal(table: pa.Table) -> bytes:

@@ -7,7 +7,6 @@ continues.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import socket
@@ -138,6 +137,7 @@ def _accept(store: Store, sweep: Sweep) -> int:
     ):
         return newest.n
     n = newest.n + 1 if newest else 1
+    payloads = {"trials": "\n".join(trial_ids).encode(), "yaml": sweep.text.encode()}
     facts = {
         "name": sweep.name,
         "task": sweep.task_name,
@@ -148,13 +148,10 @@ def _accept(store: Store, sweep: Sweep) -> int:
         "axes": list(sweep.axes),
         "parameters": sorted(sweep.task_class.Config.model_fields),
         "accepted_at": datetime.now(UTC).isoformat(),
+        "checksums": {name: files.checksum(payload) for name, payload in payloads.items()},
     }
-    # The JSON file is published last: it is what makes the version visible.
-    for suffix, payload in (
-        ("trials", "\n".join(trial_ids).encode()),
-        ("yaml", sweep.text.encode()),
-        ("json", json.dumps(facts, indent=1).encode()),
-    ):
+    # The JSON file is written last: it is what makes the version visible.
+    for suffix, payload in (*payloads.items(), ("json", files.seal_json(facts))):
         store.replace(f"sweep/{n}.{suffix}", payload)
     return n
 
@@ -178,7 +175,7 @@ def _claim_epoch(store: Store, sweep_version: int, rerun: frozenset[str]) -> int
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         }
         try:
-            store.publish(f"epochs/{n:06d}.json", json.dumps(facts, indent=1).encode())
+            store.publish(f"epochs/{n:06d}.json", files.seal_json(facts))
         except FileExistsError:  # another driver was faster by a hair: see what it saw
             continue
         return n

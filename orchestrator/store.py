@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from orchestrator import checkpoints, files
 from orchestrator.errors import DamageError, StoreError
-from orchestrator.schemas import FORMAT_VERSION, RESULTS, TABLES, TRIALS, decode, unseal
+from orchestrator.schemas import FORMAT_VERSION, RESULTS, TABLES, TRIALS, decode, trials_of, unseal
 
 _EPOCH = re.compile(r"(\d{6})\.json")
 _SEGMENT = re.compile(r"(\d{6})-(\d{6})\.arrow")
@@ -51,12 +51,16 @@ class SweepRecord:
     axes: tuple[str, ...]
     parameters: tuple[str, ...]
     accepted_at: datetime
-    ids_path: Path
+    ids: tuple[Path, str]  # the file that lists the trials, and its checksum
 
     @cached_property
     def trial_ids(self) -> tuple[str, ...]:
-        """In the sweep's own order, seed by seed."""
-        return tuple(self.ids_path.read_text().split())
+        """In the sweep's own order, seed by seed.
+
+        Raises:
+            DamageError: the file that lists them is missing or altered.
+        """
+        return tuple(_checked(*self.ids).split())
 
 
 @dataclass(frozen=True)
@@ -113,15 +117,16 @@ class Store:
         Raises:
             DamageError: if one cannot be read.
         """
+        folder = self.root / "epochs"
+        numbers = sorted(int(m[1]) for p in folder.iterdir() if (m := _EPOCH.fullmatch(p.name)))
+        if numbers != list(range(1, len(numbers) + 1)):
+            missing = min(set(range(1, numbers[-1])) - set(numbers))
+            raise DamageError(f"{folder} is damaged: {missing:06d}.json is missing")
         found = []
-        for path in sorted((self.root / "epochs").glob("[0-9]*.json")):
-            if match := _EPOCH.fullmatch(path.name):
-                try:
-                    facts = json.loads(path.read_bytes())
-                    seen = {int(epoch): int(last) for epoch, last in facts["seen"].items()}
-                    found.append(Epoch(int(match[1]), seen, frozenset(facts["rerun"]), facts))
-                except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise DamageError(f"{path} is damaged: {error!r}") from error
+        for n in numbers:
+            facts = files.unseal_json(folder / f"{n:06d}.json")
+            seen = {int(epoch): int(last) for epoch, last in facts["seen"].items()}
+            found.append(Epoch(n, seen, frozenset(facts["rerun"]), facts))
         return found
 
     def segment_names(self) -> list[tuple[int, int, str]]:
@@ -140,10 +145,16 @@ class Store:
         limits = {epoch.n: None for epoch in epochs} | {
             earlier.n: later.seen.get(earlier.n, 0) for earlier, later in itertools.pairwise(epochs)
         }
+        segments = self.segment_names()
+        if stray := [name for epoch, _, name in segments if epoch not in limits]:
+            raise DamageError(
+                f"{self.root / 'epochs'} is damaged: {stray[0][:6]}.json is missing, although "
+                f"there is a segment trials/{stray[0]}"
+            )
         counted = [
             (epoch, sequence, name)
-            for epoch, sequence, name in self.segment_names()
-            if epoch in limits and ((last := limits[epoch]) is None or sequence <= last)
+            for epoch, sequence, name in segments
+            if (last := limits[epoch]) is None or sequence <= last
         ]
         for n, last in limits.items():
             numbers = [sequence for epoch, sequence, _ in counted if epoch == n]
@@ -169,7 +180,10 @@ class Store:
             path = self.root / "trials" / name
             with files.storage_errors(path, "read"):
                 payload = path.read_bytes()
-            self._segments[name] = unseal(payload, str(path))
+            segment = unseal(payload, str(path))
+            if set(segment["epoch"].to_pylist()) - {int(name[:6])}:
+                raise DamageError(f"{path} is damaged: its rows are of another epoch than its name")
+            self._segments[name] = segment
         return self._segments[name]
 
     def outcomes(self, scope: str = "newest") -> pa.Table:
@@ -276,17 +290,20 @@ class Store:
         its newest attempt published since. Such rows may still change; results never use them.
         """
         done = set(self.outcomes("all")["trial_id"].to_pylist())
+        commits = self.commits()
+        columns = (commits[name].to_pylist() for name in ("trial_id", "epoch", "attempt"))
+        ended = set(zip(*columns, strict=True))  # attempts that failed or were lost
         newest: dict[str, tuple[tuple[int, int], list[str]]] = {}
         for table in TABLES:
             for path in sorted((self.root / table).glob("[0-9a-f]*.arrow")):
                 match = _SHARD.fullmatch(path.name)
                 if match is None or match["stem"] in done:
                     continue
-                attempt = (int(match["epoch"]), int(match["attempt"]))
+                when = (int(match["epoch"]), int(match["attempt"]))
                 known = newest.get(match["stem"])
-                if known is None or attempt > known[0]:
-                    newest[match["stem"]] = known = (attempt, [])
-                if attempt == known[0]:
+                if known is None or when > known[0]:
+                    newest[match["stem"]] = known = (when, [])
+                if when == known[0]:
                     known[1].append(f"{table}/{path.name}")
         rows = []
         folder = self.root / "checkpoints"
@@ -295,10 +312,16 @@ class Store:
             header = checkpoints.newest_header(self.root, trial_id)
             shards = {s["path"]: s for s in (header.shards if header else ())}
             (epoch, attempt), paths = newest.get(trial_id, ((0, 0), []))
+            if not epoch and header is not None:  # nothing published yet: the checkpoint tells
+                epoch, attempt = header.epoch, header.attempt
+            if (trial_id, epoch, attempt) in ended:
+                continue
+            described = header.trial if header else {"trial_id": trial_id}
             for path_name in paths:
                 if path_name not in shards:
-                    shards[path_name] = _describe(self.root, path_name)
-            described = header.trial if header else {"trial_id": trial_id}
+                    payload = (self.root / path_name).read_bytes()
+                    shards[path_name] = _describe(path_name, payload)
+                    described = next(iter(trials_of(payload)), described)
             rows.append(
                 {
                     **described,
@@ -319,29 +342,12 @@ class Store:
         Raises:
             DamageError: if one cannot be read.
         """
-        records = []
         folder = self.root / "sweep"
-        for path in sorted(folder.glob("[0-9]*.json"), key=lambda path: int(path.stem)):
-            try:
-                facts = json.loads(path.read_bytes())
-                records.append(
-                    SweepRecord(
-                        n=int(path.stem),
-                        text=path.with_suffix(".yaml").read_text(encoding="utf-8"),
-                        overrides=tuple(facts["overrides"]),
-                        source=facts["source"],
-                        base=facts["base"],
-                        name=facts["name"],
-                        task=facts["task"],
-                        task_version=facts["task_version"],
-                        axes=tuple(facts["axes"]),
-                        parameters=tuple(facts["parameters"]),
-                        accepted_at=datetime.fromisoformat(facts["accepted_at"]),
-                        ids_path=path.with_suffix(".trials"),
-                    )
-                )
-            except (OSError, ValueError, KeyError) as error:
-                raise DamageError(f"{path} is damaged: {error!r}") from error
+        paths = folder.glob("[0-9]*.json")
+        records = [_read_record(path) for path in sorted(paths, key=lambda path: int(path.stem))]
+        accepted = max((int(epoch.facts["sweep"]) for epoch in self.epochs()), default=0)
+        if missing := set(range(1, accepted + 1)) - {record.n for record in records}:
+            raise DamageError(f"{folder} is damaged: {min(missing)}.json is missing")
         return records
 
     def created_at(self) -> datetime:
@@ -364,15 +370,41 @@ class Store:
         files.replace(self.root / relative, payload)
 
 
-def _describe(root: Path, relative: str) -> dict[str, Any]:
+def _read_record(path: Path) -> SweepRecord:
+    facts = files.unseal_json(path)
+    return SweepRecord(
+        n=int(path.stem),
+        text=_checked(path.with_suffix(".yaml"), facts["checksums"]["yaml"]),
+        overrides=tuple(facts["overrides"]),
+        source=facts["source"],
+        base=facts["base"],
+        name=facts["name"],
+        task=facts["task"],
+        task_version=facts["task_version"],
+        axes=tuple(facts["axes"]),
+        parameters=tuple(facts["parameters"]),
+        accepted_at=datetime.fromisoformat(facts["accepted_at"]),
+        ids=(path.with_suffix(".trials"), facts["checksums"]["trials"]),
+    )
+
+
+def _checked(path: Path, expected: str) -> str:
+    try:
+        payload = path.read_bytes()
+    except OSError as error:
+        raise DamageError(f"{path} is damaged: {error.strerror}") from error
+    if files.checksum(payload) != expected:
+        raise DamageError(f"{path} is damaged: its content does not match its checksum")
+    return payload.decode()
+
+
+def _describe(relative: str, payload: bytes) -> dict[str, Any]:
     """A manifest entry for a published shard that no commit or checkpoint names yet."""
     table = relative.partition("/")[0]
-    payload = (root / relative).read_bytes()
-    rows = decode(payload, TABLES[table], relative).num_rows
     return {
         "table": table,
         "path": relative,
-        "rows": rows,
+        "rows": decode(payload, TABLES[table], relative).num_rows,
         "bytes": len(payload),
         "checksum": files.checksum(payload),
     }

@@ -150,7 +150,9 @@ class _Attempt:
             device=self.context.device,
         )
         task_class = resolve(self.trial.task)
-        config = task_class.Config(**self.trial.params)
+        # As the loader read it, so that what passed there passes here.
+        params = json.dumps(dict(self.trial.params))
+        config = task_class.Config.model_validate_json(params, strict=True)
         task = task_class([config])
         streams = make_streams([config], [self.trial.seed]).to(self.context.device)
         model, state = start(task, streams)
@@ -209,7 +211,7 @@ class _Attempt:
         return GroupResult((self._row(status, last_step),))
 
     def _publish(self) -> None:
-        self.shards += self.buffer.publish(self.root, self.stem)
+        self.shards += self.buffer.publish(self.root, self.stem, [_identity(self.trial)])
 
     def _checkpoint(self, state: dict[str, Any]) -> None:
         rows = {
@@ -226,6 +228,7 @@ class _Attempt:
         torch.save(content, sink)
         header = checkpoints.Header(
             step=self.step,
+            epoch=self.context.epoch,
             attempt=self.assignment.attempts[0],
             source_hash=self.context.source_hash,
             trial=_identity(self.trial),

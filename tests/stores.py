@@ -68,13 +68,12 @@ def build_store(
     *,
     name: str | None = None,
     axes: Sequence[str] = ("weight_decay",),
+    committed: bool = True,
 ) -> Store:
-    """Write a store of one epoch and one commit segment."""
+    """Write a store of one epoch and one commit segment (none unless `committed`)."""
     for folder in ("epochs", "sweep", "trials", "scalars", "spectra", "checkpoints"):
         (root / folder).mkdir(parents=True)
     ids = [t.trial_id for t in trials]
-    (root / "sweep" / "1.trials").write_text("\n".join(ids))
-    (root / "sweep" / "1.yaml").write_text(f"name: {name or root.name}\n")
     parameters = sorted({key for t in trials for key in t.params})
     sweep = {
         "name": name or root.name,
@@ -87,7 +86,7 @@ def build_store(
         "parameters": parameters,
         "accepted_at": START.isoformat(),
     }
-    (root / "sweep" / "1.json").write_text(json.dumps(sweep))
+    accept(root, 1, sweep, ids)
     epoch = {
         "format": FORMAT_VERSION,
         "epoch": 1,
@@ -99,15 +98,26 @@ def build_store(
         "started_at": START.isoformat(),
         "command": "sweep run fake.yaml",
     }
-    files.publish(root / "epochs" / "000001.json", json.dumps(epoch).encode())
+    files.publish(root / "epochs" / "000001.json", files.seal_json(epoch))
     files.publish(root / "environments" / "00000000000000aa.json", b'{"python": "3.11"}')
-    rows = [commit_row(root, t) for t in trials if t.status != "running"]
+    done = [t for t in trials if t.status != "running"] if committed else []
+    rows = [commit_row(root, t) for t in done]
     if rows:
         files.publish(root / "trials" / "000001-000001.arrow", seal(commit_table(rows)))
     for t in trials:
         if t.status == "running":
             commit_row(root, t)  # shards without a commit
     return Store.open(root)
+
+
+def accept(root: Path, n: int, facts: dict[str, Any], ids: Sequence[str]) -> None:
+    """Write one accepted version of a sweep file."""
+    payloads = {"trials": "\n".join(ids).encode(), "yaml": f"name: {facts['name']}\n".encode()}
+    sums = {suffix: files.checksum(payload) for suffix, payload in payloads.items()}
+    for suffix, payload in payloads.items():
+        (root / "sweep" / f"{n}.{suffix}").write_bytes(payload)
+    sealed = files.seal_json({**facts, "checksums": sums})
+    (root / "sweep" / f"{n}.json").write_bytes(sealed)
 
 
 def commit_row(root: Path, t: FakeTrial, *, epoch: int = 1, attempt: int = 1) -> dict[str, Any]:
@@ -137,12 +147,15 @@ def commit_row(root: Path, t: FakeTrial, *, epoch: int = 1, attempt: int = 1) ->
             step,
             [SpectrumRow(s, "singular_values", values, bounds32, "gram64", None) for s in SUBJECTS],
         )
-    shards = buffer.publish(root, f"{t.trial_id}-{epoch}.{attempt}")
-    return {
+    identity = {
         "trial_id": t.trial_id,
         "config_id": t.config_id,
         "seed": t.seed,
         "params": json.dumps(t.params, sort_keys=True),
+    }
+    shards = buffer.publish(root, f"{t.trial_id}-{epoch}.{attempt}", [identity])
+    return {
+        **identity,
         "status": t.status,
         "error_kind": "ValueError" if t.error else None,
         "error": t.error,

@@ -141,6 +141,7 @@ def test_a_driver_on_another_host_is_refused_only_while_its_heart_beats(tmp_path
 def header(step: int) -> checkpoints.Header:
     return checkpoints.Header(
         step=step,
+        epoch=1,
         attempt=1,
         source_hash="s",
         trial={"trial_id": "aa"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from orchestrator import files
 from orchestrator.errors import DamageError, StoreError
 from orchestrator.schemas import commit_table, seal
 from orchestrator.store import Store
-from tests.stores import START, STEPS, FakeTrial, build_store, commit_row, loss_value
+from tests.stores import START, STEPS, FakeTrial, accept, build_store, commit_row, loss_value
 
 ONE = FakeTrial(seed=0, params={"weight_decay": 1.0})
 TWO = FakeTrial(seed=1, params={"weight_decay": 1.0})
@@ -28,11 +27,12 @@ def segment(root: Path, epoch: int, sequence: int, rows: list[dict[str, Any]]) -
 def claim(root: Path, epoch: int, seen: dict[int, int], rerun: tuple[str, ...] = ()) -> None:
     facts = {
         "format": 1,
+        "sweep": 1,
         "seen": {str(k): v for k, v in seen.items()},
         "rerun": list(rerun),
         "started_at": START.isoformat(),
     }
-    files.publish(root / "epochs" / f"{epoch:06d}.json", json.dumps(facts).encode())
+    files.publish(root / "epochs" / f"{epoch:06d}.json", files.seal_json(facts))
 
 
 def ids(table: pa.Table) -> list[str]:
@@ -54,12 +54,10 @@ def test_rows_come_back_as_they_were_measured(tmp_path: Path) -> None:
 def test_a_commit_selects_only_its_own_trials_rows(tmp_path: Path) -> None:
     """A neighbour in the same shard stays invisible until its own commit."""
     root = tmp_path / "s"
-    build_store(root, [])
+    build_store(root, [ONE, TWO], committed=False)
     row = commit_row(root, ONE)
     other = commit_row(root, TWO)
     segment(root, 1, 1, [{**row, "shards": row["shards"] + other["shards"]}])
-    (root / "sweep" / "1.trials").write_text(f"{ONE.trial_id}\n{TWO.trial_id}")
-
     store = Store.open(root)
 
     assert ids(store.outcomes()) == [ONE.trial_id]
@@ -118,10 +116,7 @@ def test_the_newest_file_sets_scope_and_order(tmp_path: Path) -> None:
     """Trials that the newest sweep file does not name are there under scope "all" only."""
     root = tmp_path / "s"
     store = build_store(root, [ONE, TWO])
-    facts = json.loads((root / "sweep" / "1.json").read_text())
-    (root / "sweep" / "2.json").write_text(json.dumps(facts))
-    (root / "sweep" / "2.yaml").write_text("name: s\n")
-    (root / "sweep" / "2.trials").write_text(TWO.trial_id)
+    accept(root, 2, files.unseal_json(root / "sweep" / "1.json"), [TWO.trial_id])
 
     assert ids(store.outcomes("newest")) == [TWO.trial_id]
     assert ids(store.outcomes("all")) == [TWO.trial_id, ONE.trial_id]
@@ -185,7 +180,7 @@ def test_every_flipped_bit_of_a_segment_is_noticed(tmp_path: Path) -> None:
     build_store(root, [ONE])
     path = root / "trials" / "000001-000001.arrow"
     intact = path.read_bytes()
-    for position in range(len(intact)):
+    for position in range(0, len(intact), 3):
         damaged = bytearray(intact)
         damaged[position] ^= 1 << (position % 8)
         path.write_bytes(damaged)
@@ -203,6 +198,7 @@ def test_running_trials_are_shown_apart_from_results(tmp_path: Path) -> None:
 
     assert ids(shown) == [running.trial_id]
     assert shown["status"].to_pylist() == ["running"]
+    assert shown["params"].to_pylist() == ['{"lr": 0.001, "weight_decay": 0.0}']
     assert store.scan("scalars", shown, metrics=["loss"]).num_rows == 2 * len(STEPS)
     assert ids(store.outcomes("all")) == [ONE.trial_id]
 
@@ -224,7 +220,7 @@ def test_another_format_version_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "s"
     build_store(root, [ONE])
     path = root / "epochs" / "000001.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    path.write_bytes(files.seal_json({**files.unseal_json(path), "format": 2}))
 
     with pytest.raises(StoreError) as caught:
         Store.open(root)
@@ -232,3 +228,25 @@ def test_another_format_version_is_refused(tmp_path: Path) -> None:
         f"{root} has store format 2; this version of spectral-sweeps reads format 1. Use the "
         "version that wrote it."
     )
+
+
+def test_every_altered_record_of_what_was_accepted_is_noticed(tmp_path: Path) -> None:
+    """Epochs and sweep versions decide what counts: a changed digit in them must not pass."""
+    root = tmp_path / "s"
+    build_store(root, [ONE, TWO])
+    for relative in ("epochs/000001.json", "sweep/1.json", "sweep/1.trials", "sweep/1.yaml"):
+        path = root / relative
+        intact = path.read_bytes()
+        for position in range(len(intact)):
+            if intact[position : position + 1].isspace() and path.suffix == ".json":
+                continue  # white space between tokens of JSON means nothing
+            damaged = bytearray(intact)
+            damaged[position] ^= 1
+            path.write_bytes(damaged)
+            with pytest.raises((DamageError, StoreError)):
+                Store.open(root).outcomes()
+        path.unlink()
+        with pytest.raises((DamageError, StoreError)):
+            Store.open(root).outcomes()
+        path.write_bytes(intact)
+    assert ids(Store.open(root).outcomes()) == [ONE.trial_id, TWO.trial_id]

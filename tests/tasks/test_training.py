@@ -266,11 +266,11 @@ def test_metrics_do_not_depend_on_how_the_examples_are_sliced(monkeypatch):
 def test_evaluation_uses_the_eval_mode_and_changes_nothing():
     """BatchNorm normalises with its running statistics; modes, even mixed ones, are put back."""
     task, streams, model, state = trained(NormedLine, {"precision": "float64"})
-    model.norm.eval()
+    model.inner.eval()
     before = state.state_dict()
     metrics = evaluate(task, model, state, streams)
 
-    assert [m.training for m in model.modules()] == [True, True, False, True]
+    assert [m.training for m in model.modules()] == [True, False, True, True]
     after = state.state_dict()
     for name, buffer in before["buffers"].items():
         assert torch.equal(after["buffers"][name], buffer)

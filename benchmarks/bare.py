@@ -1,0 +1,173 @@
+"""The rival: the body of a trial with its snapshots, and no store, no Ray, no driver, no tracking.
+
+`run(file)` trains a sweep's trials in several processes at once, one thread each, which is how the
+workers of `sweep run` train them. Run as a program, this module is one of those processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of one bare trial; what is in none of the parts is building the model."""
+
+    trial_id: str
+    total: float
+    first_step: float  # from the beginning to the first optimiser step
+    training: float  # optimiser steps
+    evaluation: float
+    snapshots: float
+
+
+@dataclass(frozen=True)
+class Bare:
+    """One run over all trials: for each process its trials, and first start to last end."""
+
+    processes: list[list[Timed]]
+    spans: list[float]
+
+    @property
+    def trials(self) -> dict[str, Timed]:
+        return {trial.trial_id: trial for process in self.processes for trial in process}
+
+    @property
+    def seconds_per_trial(self) -> float:
+        return sum(self.spans) / len(self.trials)
+
+
+def run(
+    file: str,
+    overrides: Sequence[str] = (),
+    *,
+    processes: int = 2,
+    trials: int | None = None,
+    rows: bool = False,
+) -> Bare:
+    """Train the sweep's trials, dealt out in turn.
+
+    Args:
+        file: the sweep file, relative to the repository.
+        overrides: as `sweep run --set` takes them.
+        processes: how many at once.
+        trials: only so many of the first ones; None: all.
+        rows: snapshots include the conversion of their rows into the buffer of a shard.
+    """
+    children = []
+    for index in range(processes):
+        command = [sys.executable, "-m", "benchmarks.bare", file, f"--part={index}/{processes}"]
+        command += [f"--set={override}" for override in overrides]
+        command += [f"--trials={trials}"] if trials is not None else []
+        command += ["--rows"] if rows else []
+        children.append(
+            subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env=_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for child in children:  # all imports are done everywhere before anyone begins
+        assert child.stdout is not None
+        if child.stdout.readline() != "ready\n":
+            raise RuntimeError("a bare process did not start")
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    answers = [json.loads(child.communicate()[0]) for child in children]
+    timed = [[Timed(**trial) for trial in answer["trials"]] for answer in answers]
+    return Bare(timed, [answer["span"] for answer in answers])
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    from orchestrator.cluster import worker_environment
+
+    return {**os.environ, **worker_environment(1)}
+
+
+def main() -> None:
+    """One process: load everything, say "ready", wait for a line, train, print JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("file")
+    parser.add_argument("--part", default="0/1")
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--trials", type=int)
+    parser.add_argument("--rows", action="store_true")
+    given = parser.parse_args()
+    index, _, count = given.part.partition("/")
+
+    import torch
+
+    from orchestrator.sweep import load
+
+    torch.set_num_threads(1)
+    chosen = list(load(given.file, given.set).trials())[: given.trials]
+    own = chosen[int(index) :: int(count)]
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began = time.perf_counter()
+    timed = [asdict(_train(trial, rows=given.rows)) for trial in own]
+    print(json.dumps({"trials": timed, "span": time.perf_counter() - began}))
+
+
+def _train(trial, *, rows: bool) -> Timed:  # type: ignore[no-untyped-def]
+    """What `orchestrator.trial.run_group` does, less everything that is not the trial's body."""
+    from orchestrator.rows import Buffer
+    from spectral import take_snapshot
+    from tasks import resolve
+    from tasks.training import evaluate, make_streams, start, train_step
+
+    clock = time.perf_counter
+    began = clock()
+    task_class = resolve(trial.task)
+    config = task_class.Config(**trial.params)
+    task = task_class([config])
+    streams = make_streams([config], [trial.seed])
+    model, state = start(task, streams)
+    views = task.views(model)
+    evaluations, snapshots = frozenset(trial.evaluations), frozenset(trial.snapshots)
+    snapshot_state, buffer = None, Buffer()
+    first_step = training = evaluation = measuring = 0.0
+    while True:
+        step = state.step
+        if step in evaluations:
+            before = clock()
+            for value in evaluate(task, model, state, streams).values():
+                float(value[0])
+            evaluation += clock() - before
+        if step in snapshots:
+            before = clock()
+            [snapshot], snapshot_state = take_snapshot(
+                views, state.parameters, trial.measure, snapshot_state
+            )
+            if rows:
+                buffer.scalars(trial.trial_id, step, snapshot.scalars)
+                buffer.spectra(trial.trial_id, step, snapshot.spectra)
+            measuring += clock() - before
+        if step >= config.steps:
+            break
+        before = clock()
+        first_step = first_step or before - began
+        train_step(task, model, state, streams)
+        training += clock() - before
+    total = clock() - began
+    return Timed(trial.trial_id, total, first_step, training, evaluation, measuring)
+
+
+if __name__ == "__main__":
+    main()
