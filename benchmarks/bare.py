@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -73,7 +74,7 @@ def run(
             subprocess.Popen(
                 command,
                 cwd=REPOSITORY,
-                env=_environment(),
+                env=environment_of_a_worker(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -92,9 +93,8 @@ def run(
     return Bare(timed, [answer["span"] for answer in answers])
 
 
-def _environment() -> dict[str, str]:
-    import os
-
+def environment_of_a_worker() -> dict[str, str]:
+    """This process's environment variables, with those that a worker of `sweep run` gets."""
     from orchestrator.cluster import worker_environment
 
     return {**os.environ, **worker_environment(1)}

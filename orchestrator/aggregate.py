@@ -18,7 +18,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy import stats
 
-from orchestrator.errors import UserError
+from orchestrator.comparable import Rows, completed_rows, level_order, starts_of
+from orchestrator.errors import IncomparableTrialsError as IncomparableTrialsError  # also from here
+from orchestrator.fits import Floats, Ints
+from orchestrator.schemas import RESULTS
 
 OVER_SEEDS = pa.schema(
     [
@@ -38,9 +41,6 @@ OVER_SEEDS = pa.schema(
 )
 NORMALISED_RANK = "effective_rank/normalised"
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
 
 def over_seeds(trials: pa.Table, scalars: pa.Table) -> pa.Table:
     """Mean, spread and 95 % Student-t interval over seeds.
@@ -58,7 +58,7 @@ def over_seeds(trials: pa.Table, scalars: pa.Table) -> pa.Table:
         without a completed trial has no rows here; `final_table` lists it.
 
     Raises:
-        IncomparableTrialsError: see `completed_rows`.
+        IncomparableTrialsError: see `comparable.completed_rows`.
     """
     rows = completed_rows(trials, scalars)
     config = rows.config[rows.trial]
@@ -66,15 +66,12 @@ def over_seeds(trials: pa.Table, scalars: pa.Table) -> pa.Table:
     n, mean, sd = moments(rows.value, starts)
     lower, upper = t_interval(mean, sd, n)
     alone = n < 2
-    of_series = rows.of_series[starts]
-    config_ids = pa.array(rows.config_ids, pa.string()).take(pa.array(config[starts]))
-    left_out = {status: _count(trials, status) for status in ("diverged", "pruned")}
+    left_out = [count_of(trials, status) for status in ("diverged", "pruned")]
     return pa.table(
         [
-            config_ids,
+            rows.config_id_of(config[starts]),
             rows.step[starts],
-            pa.array([pair[0] for pair in rows.series], pa.string()).take(pa.array(of_series)),
-            pa.array([pair[1] for pair in rows.series], pa.string()).take(pa.array(of_series)),
+            *rows.names_of(rows.of_series[starts]),
             n,
             mean,
             pa.array(sd, mask=alone),
@@ -83,7 +80,7 @@ def over_seeds(trials: pa.Table, scalars: pa.Table) -> pa.Table:
             sums(rows.flagged.astype(np.int64), starts),
             *(
                 np.array([count.get(c, 0) for c in rows.config_ids], np.int64)[config[starts]]
-                for count in left_out.values()
+                for count in left_out
             ),
         ],
         schema=OVER_SEEDS,
@@ -140,7 +137,7 @@ def final_table(
     its steps (recorded steps >= 0.9 of its last one) is below `threshold`, a fraction in [0, 1].
 
     Raises:
-        IncomparableTrialsError: see `completed_rows`.
+        IncomparableTrialsError: see `comparable.completed_rows`.
     """
     val = pc.and_(pc.equal(scalars.column("subject"), "val"), pc.equal(scalars["metric"], "error"))
     known = pc.is_in(scalars.column("trial_id"), value_set=trials.column("trial_id"))
@@ -153,13 +150,13 @@ def final_table(
         estimate = Estimate(**{name: row[name] for name in ("n", "mean", "sd", "lower", "upper")})
         last.setdefault(row["config_id"], {})[row["subject"], row["metric"]] = estimate
 
-    counts = {status: _count(trials, status) for status in ("completed", "diverged", "pruned")}
+    counts = [count_of(trials, status) for status in RESULTS]
     values: dict[str, dict[str, Any]] = {}
     for row in trials.select(["config_id", *parameters]).to_pylist():
         values.setdefault(row.pop("config_id"), row)
     table = []
-    for config_id in sorted(values, key=lambda c: (*map(_sort_key, values[c].values()), c)):
-        completed, diverged, pruned = (count.get(config_id, 0) for count in counts.values())
+    for config_id in sorted(values, key=lambda c: (*map(level_order, values[c].values()), c)):
+        completed, diverged, pruned = (count.get(config_id, 0) for count in counts)
         if completed + diverged + pruned == 0:
             continue
         ends = last.get(config_id, {})
@@ -206,7 +203,8 @@ def sums(values: NDArray[Any], starts: Ints) -> NDArray[Any]:
     return np.add.reduceat(values, starts) if starts.size else values[:0]
 
 
-def _count(trials: pa.Table, status: str) -> dict[str, int]:
+def count_of(trials: pa.Table, status: str) -> dict[str, int]:
+    """config_id -> number of its trials with this status; only configurations that have any."""
     config_ids = trials.filter(pc.equal(trials.column("status"), status)).column("config_id")
     return {count["values"]: count["counts"] for count in pc.value_counts(config_ids).to_pylist()}
 

@@ -170,7 +170,7 @@ def plan(file: File, set_: Set = None, as_json: Json = False) -> None:
     """Show what a run would do: trials, how many are committed, the time it would take."""
     import tasks
     from orchestrator import loading, planning
-    from orchestrator.display import duration, grid
+    from orchestrator.display import duration, facts
 
     sweep = loading.load_sweep(file, set_ or ())
     found = planning.plan(sweep, tasks.source_hash(sweep.task_class))
@@ -183,20 +183,20 @@ def plan(file: File, set_: Set = None, as_json: Json = False) -> None:
         else f"unknown: {found.estimate_basis}"
     )
     rows = [
-        ["task", found.task],
-        ["configurations", str(found.configurations)],
-        ["trials", str(found.trials)],
-        ["committed", str(found.committed)],
-        ["failed", str(found.failed)],
-        ["with a checkpoint", str(found.checkpointed)],
-        ["to run", str(found.remaining)],
-        ["no longer named by the file", str(found.unnamed)],
-        ["made by other task code", str(found.changed)],
-        ["at once", f"{found.workers} on {found.device}"],
-        ["time", estimate],
-        ["results", found.root],
+        ("sweep", found.name),
+        ("task", found.task),
+        ("configurations", str(found.configurations)),
+        ("trials", str(found.trials)),
+        ("  committed", str(found.committed)),
+        ("  failed", str(found.failed)),
+        ("  to run", f"{found.remaining}, {found.checkpointed} of them from a checkpoint"),
+        ("no longer named by the file", str(found.unnamed)),
+        ("made by other task code", str(found.changed)),
+        ("at once", f"{found.workers} on {found.device}"),
+        ("time", estimate),
+        ("results", found.root),
     ]
-    out.print(grid(found.name, ["", ""], rows))
+    out.print(facts(rows))
 
 
 @app.command()
@@ -296,11 +296,12 @@ def track(
     target: Target,
     uri: Annotated[str | None, typer.Option(help="An MLflow server (default: the file's).")] = None,
 ) -> None:
-    """Bring MLflow up to date with the store; a second time changes nothing."""
-    from orchestrator import loading
+    """Write trends and plots again and bring MLflow up to date; twice is the same as once."""
+    from orchestrator import loading, summaries
     from orchestrator.tracking import project
 
     store = loading.open_store(target)
+    summaries.write(store)
     projection = project(store, uri=uri or loading.tracking_uri(store))
     out.print(str(projection), markup=False)
 

@@ -46,6 +46,22 @@ class Rows:
     value: Floats
     flagged: NDArray[np.bool_]
 
+    def by_trajectory(self) -> tuple[Ints, Ints]:
+        """Where the rows stand when sorted by trial, series and step; where each series begins."""
+        order = np.lexsort((self.step, self.of_series, self.trial))
+        return order, starts_of(self.trial[order], self.of_series[order])
+
+    def config_id_of(self, config: Ints) -> pa.Array:
+        """The identifiers of these configurations."""
+        return pa.array(self.config_ids, pa.string()).take(pa.array(config))
+
+    def names_of(self, series: Ints) -> list[pa.Array]:
+        """The subjects of these series, and their metrics."""
+        return [
+            pa.array([pair[place] for pair in self.series], pa.string()).take(pa.array(series))
+            for place in (0, 1)
+        ]
+
 
 def completed_rows(trials: pa.Table, scalars: pa.Table) -> Rows:
     """The rows of the completed trials in `trials`; rows of trials that are not there are ignored.

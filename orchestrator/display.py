@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import rich.box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -135,9 +136,24 @@ def duration(seconds: float) -> str:
 
 def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table of texts; the first column is a name, the others are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=rich.box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=index == 0)
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> Table:
+    """Two columns without lines: what, and how much."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(name, value)
     return table

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import tasks
 from orchestrator import environment, planning, summaries
+from orchestrator.errors import UserError
 from orchestrator.execution import Ended, Event, Executor, InProcess, Lost, Started
 from orchestrator.schemas import RESULTS
 from orchestrator.session import Session, check_owner
@@ -105,8 +106,10 @@ class Projector(Protocol):
     def start(self) -> None:
         """Begin in the background."""
 
-    def progress(self, trial: Trial, step: int, scalars: Sequence[Any]) -> None:
-        """Scalars of a running trial."""
+    def progress(
+        self, trial: Trial, step: int, scalars: Sequence[Any], started_at: datetime
+    ) -> None:
+        """Scalars of a running trial, whose attempt began at `started_at`."""
 
     def committed(self, trial_ids: Sequence[str]) -> None:
         """These trials have new rows in the store."""
@@ -188,7 +191,7 @@ def run_sweep(
                     run.drive(pool)
                 finally:
                     pool.shutdown()
-            summaries.write(session.store)
+            run.summarise()
         finally:
             run.flush_quietly()
             if tracker is not None:
@@ -214,6 +217,7 @@ class _Run:
         self._oldest_row = 0.0
         self._running: dict[tuple[str, ...], Assignment] = {}
         self._interrupts = 0
+        self._committed = 0  # rows of this run
 
         history = planning.history(session.store)
         scope = list(options.only) if options.only is not None else None
@@ -269,9 +273,9 @@ class _Run:
 
     def _handle(self, event: Event) -> None:
         match event:
-            case Progress(trial=trial, step=step, scalars=scalars):
+            case Progress(trial, step, scalars, started_at):
                 if self.tracker is not None:
-                    self.tracker.progress(trial, step, scalars)
+                    self.tracker.progress(trial, step, scalars, started_at)
             case Ended(assignment=assignment, result=result):
                 self._running.pop(assignment.trial_ids, None)
                 for trial, row in zip(assignment.trials, result.rows, strict=False):
@@ -331,10 +335,21 @@ class _Run:
         except BaseException:
             self._rows = rows  # not committed: a later flush may still succeed
             raise
+        self._committed += len(rows)
         finished = [row["trial_id"] for row in rows if row["status"] in RESULTS]
         self.session.discard_checkpoints(finished)
         if self.tracker is not None and rows:
             self.tracker.committed([row["trial_id"] for row in rows])
+
+    def summarise(self) -> None:
+        """Write trends and plots, unless nothing has changed since they were written."""
+        store = self.session.store
+        if not self._committed and (store.root / "trends.parquet").exists():
+            return
+        try:
+            summaries.write(store)
+        except UserError as error:  # trials that cannot be compared are results all the same
+            self.observer.message(f"no trends and plots: {error}")
 
     def flush_quietly(self) -> None:
         """Commit what is waiting while another error is on its way to the user."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import rich.box
 from rich.console import Console
 from rich.table import Table
 
@@ -100,9 +101,9 @@ def print_query(table: pa.Table, format_: str | None, console: Console) -> None:
         sys.stdout.flush()
         write_table(table, format_, sys.stdout.buffer)
         return
-    shown = Table(header_style="bold")
+    shown = Table(header_style="bold", box=rich.box.SIMPLE_HEAD)
     for name in table.column_names:
-        shown.add_column(name)
+        shown.add_column(name.replace("[", "\\["))
     for row in table.slice(0, 1000).to_pylist():
         shown.add_row(*(_cell(value) for value in row.values()))
     console.print(shown)

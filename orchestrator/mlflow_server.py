@@ -50,11 +50,10 @@ def serve(store: Store, host: str = "127.0.0.1", port: int = 5000) -> None:
     except LockedError:
         print("a running sweep keeps MLflow up to date", file=sys.stderr)
         _wait_for_database(store)
-    name = store.sweeps()[-1].name if store.sweeps() else store.root.name
     chosen = free_port(host, port)
     with launched(store, host, chosen) as process:
         base = f"http://{_shown(host)}:{chosen}"
-        runs, curves = links(base, name, store_id(store))
+        runs, curves = links(base, store.sweeps()[-1].name, store_id(store))
         print(f"runs:   {runs}\ncurves: {curves}", flush=True)
         if os.environ.get("SSH_CONNECTION"):
             here = f"{os.environ.get('USER', 'you')}@{os.environ['SSH_CONNECTION'].split()[2]}"

@@ -60,13 +60,13 @@ def probe(trial: Trial, *, threads: int, device: str) -> Cost:
         evaluated = _now(device)
         spectral.take_snapshot(views, state.parameters, trial.measure, None)
         seconds[name] = (evaluated - began, _now(device) - evaluated)
+    for _ in range(min(WARMUP_STEPS, config.steps)):
+        train_step(task, model, state, streams)
     steps, began = 0, _now(device)
-    while state.step < config.steps and _now(device) - began < PROBE_SECONDS:
+    while _now(device) - began < PROBE_SECONDS:
         train_step(task, model, state, streams)
         steps += 1
-        if steps == WARMUP_STEPS:
-            steps, began = 0, _now(device)
-    step = (_now(device) - began) / max(1, steps)
+    step = (_now(device) - began) / steps
     return Cost(step, *seconds["later"])
 
 

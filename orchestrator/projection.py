@@ -118,24 +118,22 @@ def trial_tags(store: str, trial_id: str, config_id: str) -> dict[str, str]:
     return {PREFIX + name: value for name, value in named.items()}
 
 
-def plan(store: Store) -> Plan | None:
-    """Every run of the newest sweep file, or None if no file was accepted yet.
+def plan(store: Store) -> Plan:
+    """Every run of the newest sweep file of a store that a driver has claimed.
 
     Trials without a commit, or whose last attempt was lost, have no run: they are still to come.
 
     Raises:
         DamageError: the store is damaged.
     """
-    records = store.sweeps()
-    if not records:
-        return None
-    record, sid, created = records[-1], store_id(store), milliseconds(store.created_at())
+    record, sid, created = store.sweeps()[-1], store_id(store), milliseconds(store.created_at())
     table, statuses = _newest_rows(store, record.trial_ids)
     trials, members = [], defaultdict(list)
     rows: dict[str, int] = {}
     own = set(record.trial_ids[:MAX_RUNS])
     sources: dict[int, str] = {}
-    for index, row in enumerate(table.to_pylist()):
+    parts = table.to_batches(max_chunksize=1000)  # as Python objects they take much more memory
+    for index, row in enumerate(row for part in parts for row in part.to_pylist()):
         sources[index] = json.dumps([[s["path"], s["checksum"]] for s in row["shards"] or ()])
         if row["status"] in RESULTS:
             members[row["config_id"]].append(index)

@@ -13,18 +13,29 @@ code, torch or a driver; DuckDB is loaded by `sql` alone.
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from orchestrator.columns import (
+    Names,
+    Steps,
+    by_trial_and_step,
+    filtered,
+    in_order,
+    names_of,
+    one_column_per_parameter,
+    only,
+    steps_of,
+    still_running,
+    unknown,
+    varying,
+)
 from orchestrator.errors import DamageError, QueryError
 from orchestrator.schemas import TABLES, TRIALS
 from orchestrator.store import Store
@@ -33,16 +44,6 @@ if TYPE_CHECKING:
     from orchestrator.query import Source
 
 TRENDS_FILE = "trends.parquet"
-
-Names = str | Iterable[str] | None
-"""A filter on a column of names: one, several, or None for all of them."""
-Steps = int | Iterable[int] | None
-
-# Where the parameters stand among the columns of the trials table: swept ones after the
-# identifiers, the others before what only matters when something went wrong.
-_IDENTIFIERS = ("trial_id", "config_id", "seed")
-_OUTCOME = ("status", "last_step", "wall_seconds")
-_LISTED = 20  # names that an error message lists at most
 
 
 class Results:
@@ -101,18 +102,18 @@ class Results:
         outcomes = self._store.outcomes(self.scope)
         history = self._store.commits()
         if self.scope == "newest":
-            history = _only(history, "trial_id", named)
-            running = _only(running, "trial_id", named)
+            history = only(history, "trial_id", named)
+            running = only(running, "trial_id", named)
         done = outcomes["trial_id"].combine_chunks()
         running = running.filter(pc.invert(pc.is_in(running["trial_id"], value_set=done)))
-        current = _in_order(pa.concat_tables([outcomes, _still_running(running, history)]), named)
+        current = in_order(pa.concat_tables([outcomes, still_running(running, history)]), named)
 
         parameters = list(records[-1].axes) if records else []
         if self.scope == "all":  # what is swept in no single file may still differ between two
             axes = [axis for record in reversed(records) for axis in record.axes]
-            parameters = list(dict.fromkeys([*axes, *_varying(current)]))
+            parameters = list(dict.fromkeys([*axes, *varying(current)]))
         known = records[-1].parameters if records else ()
-        wide = _one_column_per_parameter(pa.concat_tables([current, history]), parameters, known)
+        wide = one_column_per_parameter(pa.concat_tables([current, history]), parameters, known)
         # Kept as bytes: a later run may replace the file while these results are in use.
         path = self.root / TRENDS_FILE
         trends = path.read_bytes() if path.exists() else None
@@ -209,10 +210,10 @@ class Results:
             "trial_id": trial_id,
             "config_id": config_id,
         }
-        filters = {column: _names(column, value) for column, value in given.items()}
+        filters = {column: names_of(column, value) for column, value in given.items()}
         table = self._trends_table()
         self._refuse_unknown(filters, table, lambda: table)
-        return _filtered(table, filters)
+        return filtered(table, filters)
 
     @property
     def has_trends(self) -> bool:
@@ -270,8 +271,8 @@ class Results:
             table: "scalars" or "spectra".
             trials: rows of `trials()`.
         """
-        outcomes = _only(self._current, "trial_id", trials["trial_id"].to_pylist())
-        return _by_trial_and_step(self._store.scan(table, outcomes), outcomes)
+        outcomes = only(self._current, "trial_id", trials["trial_id"].to_pylist())
+        return by_trial_and_step(self._store.scan(table, outcomes), outcomes)
 
     def _everything(self, table: str) -> pa.Table:
         if table not in self._whole:
@@ -279,16 +280,16 @@ class Results:
         return self._whole[table]
 
     def _rows(self, table: str, given: Mapping[str, Names], step: Steps) -> pa.Table:
-        filters = {column: _names(column, value) for column, value in given.items()}
-        steps = _steps(step)
+        filters = {column: names_of(column, value) for column, value in given.items()}
+        steps = steps_of(step)
         if table in self._whole:
-            found = _filtered(self._whole[table], filters)
+            found = filtered(self._whole[table], filters)
         else:
-            outcomes = _filtered(self._current, {"trial_id": filters["trial_id"]})
+            outcomes = filtered(self._current, {"trial_id": filters["trial_id"]})
             metrics = filters["metric" if table == "scalars" else "quantity"]
             found = self._store.scan(table, outcomes, subjects=filters["subject"], metrics=metrics)
-            found = _by_trial_and_step(found, outcomes)
-        at_steps = _filtered(found, {"step": steps})
+            found = by_trial_and_step(found, outcomes)
+        at_steps = filtered(found, {"step": steps})
         self._refuse_unknown({**filters, "step": steps}, at_steps, lambda: self._everything(table))
         return at_steps
 
@@ -310,23 +311,13 @@ class Results:
             if column == "trial_id":
                 known += self._current["trial_id"].to_pylist()  # a trial may have no rows
             for value in sorted(missing - set(known)):
-                problems.append(self._unknown(column, value, known))
+                if column == "trial_id" and value in self._named:
+                    tells = f"`sweep show {self.root} {value}` tells why"
+                    problems.append(f"trial {value} has no result yet: {tells}")
+                else:
+                    problems.append(unknown(column, value, known))
         if problems:
             raise QueryError("\n".join(problems))
-
-    def _unknown(self, column: str, value: Any, known: list[Any]) -> str:
-        if column == "trial_id" and value in self._named:
-            return f"trial {value} has no result yet: `sweep show {self.root} {value}` tells why"
-        if column == "step":
-            near = sorted(set(known), key=lambda step: (abs(step - value), step))[:2]
-            listed = sorted(set(known))
-        else:
-            near = difflib.get_close_matches(value, known, n=3, cutoff=0.6)
-            listed = sorted(set(known))
-        hint = f" (did you mean {' or '.join(map(str, sorted(near)))}?)" if near else ""
-        more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-        there = ", ".join(map(str, listed[:_LISTED])) or "none"
-        return f"there is no {column} {value!r}{hint}; there are: {there}{more}"
 
     def _trends_schema(self) -> pa.Schema:
         if self._trends is not None:
@@ -342,159 +333,12 @@ class Results:
                 return self._trends_schema().empty_table()
             raise QueryError(
                 f"{path} does not exist: trends are computed at the end of a run, or by "
-                f"`sweep report {self.root}`"
+                f"`sweep track {self.root}`"
             )
         try:
             return pq.read_table(pa.BufferReader(self._trends)).replace_schema_metadata(None)
         except (pa.ArrowException, OSError) as error:
             raise DamageError(
                 f"{path} is damaged: {error}. Everything in it follows from the store: "
-                f"`sweep report {self.root}` makes it anew."
+                f"`sweep track {self.root}` makes it anew."
             ) from error
-
-
-# --- filters --------------------------------------------------------------------------------
-
-
-def _names(column: str, given: Names) -> list[str] | None:
-    if given is None:
-        return None
-    names = [given] if isinstance(given, str) else _listed(given)
-    if names is None or not all(isinstance(name, str) for name in names):
-        raise QueryError(f"{column} takes a name or a list of names, got {given!r}")
-    return names
-
-
-def _steps(given: Steps) -> list[int] | None:
-    if given is None:
-        return None
-    steps = [given] if isinstance(given, int | np.integer) else _listed(given)
-    numbers = (int, np.integer)
-    if steps is None or not all(isinstance(s, numbers) and not isinstance(s, bool) for s in steps):
-        raise QueryError(f"step takes an integer or a list of integers, got {given!r}")
-    return [int(step) for step in steps]
-
-
-def _listed(given: Any) -> list[Any] | None:
-    return list(given) if isinstance(given, Iterable) else None
-
-
-def _filtered(table: pa.Table, filters: Mapping[str, list[Any] | None]) -> pa.Table:
-    for column, values in filters.items():
-        if values is not None:
-            table = _only(table, column, values)
-    return table
-
-
-def _only(table: pa.Table, column: str, values: Iterable[Any]) -> pa.Table:
-    chosen = pa.array(list(values), table.schema.field(column).type)
-    return table.filter(pc.is_in(table[column], value_set=chosen))
-
-
-# --- rows and columns in order --------------------------------------------------------------
-
-
-def _in_order(trials: pa.Table, named: Sequence[str]) -> pa.Table:
-    """Trials in the newest file's order, then the others as they come."""
-    position = pc.index_in(trials["trial_id"], value_set=pa.array(named, pa.string()))
-    position = position.fill_null(len(named)).to_numpy()
-    return trials.take(np.argsort(position, kind="stable"))
-
-
-def _still_running(running: pa.Table, history: pa.Table) -> pa.Table:
-    """Leave out attempts that ended without a result: what they published is nobody's any more."""
-    ended: dict[str, int] = {}
-    for trial_id, attempt in zip(
-        history["trial_id"].to_pylist(), history["attempt"].to_pylist(), strict=True
-    ):
-        ended[trial_id] = max(ended.get(trial_id, 0), attempt or 0)
-    pairs = zip(running["trial_id"].to_pylist(), running["attempt"].to_pylist(), strict=True)
-    keep = [attempt is None or attempt > ended.get(trial_id, 0) for trial_id, attempt in pairs]
-    return running.filter(pa.array(keep, pa.bool_()))
-
-
-def _by_trial_and_step(rows: pa.Table, outcomes: pa.Table) -> pa.Table:
-    """Rows in the order of their trials, then by step, else as they were measured.
-
-    Shards of one trial are in that order already; those of a group interleave its trials.
-    """
-    rows = rows.combine_chunks()
-    ids = outcomes["trial_id"].combine_chunks()
-    trial = pc.index_in(rows["trial_id"], value_set=ids).to_numpy()
-    step = rows["step"].to_numpy()
-    ahead, later = np.diff(trial), np.diff(step)
-    if np.all((ahead > 0) | ((ahead == 0) & (later >= 0))):
-        return rows
-    return rows.take(np.lexsort((step, trial)))  # stable
-
-
-def _decoded(commits: pa.Table) -> tuple[list[dict[str, Any]], pa.Array]:
-    """The distinct values of the column `params`, and the index of each row among them."""
-    encoded = commits["params"].combine_chunks().dictionary_encode()  # seeds share them
-    return [json.loads(text) for text in encoded.dictionary.to_pylist()], encoded.indices
-
-
-def _varying(trials: pa.Table) -> list[str]:
-    decoded, _ = _decoded(trials)
-    names = sorted({name for params in decoded for name in params})
-    return [n for n in names if len({json.dumps(params.get(n)) for params in decoded}) > 1]
-
-
-def _one_column_per_parameter(
-    commits: pa.Table, swept: Sequence[str], known: Sequence[str]
-) -> pa.Table:
-    """Rows of the trials table with the column `params` spread out.
-
-    Args:
-        commits: schema TRIALS.
-        swept: parameters that stand first.
-        known: parameters that get a column even if no row has a value of them.
-    """
-    decoded, indices = _decoded(commits)
-    others = sorted({*known, *(name for params in decoded for name in params)} - set(swept))
-    columns = {
-        name: _column([params.get(name) for params in decoded]).take(indices)
-        for name in (*swept, *others)
-    }
-    columns |= {name: commits[name] for name in TRIALS.names if name != "params"}
-    first = [*_IDENTIFIERS, *swept, *_OUTCOME, *others]
-    return pa.table({name: columns[name] for name in dict.fromkeys([*first, *columns])})
-
-
-def _column(values: list[Any]) -> pa.Array:
-    """One parameter's values with the narrowest type that holds them all."""
-    kinds = {_kind(value) for value in values if value is not None}
-    if not kinds:
-        return pa.nulls(len(values))
-    if kinds == {"integer", "number"}:
-        kinds = {"number"}
-    kind = kinds.pop() if len(kinds) == 1 else None
-    if kind not in _TYPES:
-        texts = [None if v is None else json.dumps(v, sort_keys=True) for v in values]
-        return pa.array(texts, pa.string())
-    if kind == "number":
-        values = [None if value is None else float(value) for value in values]
-    return pa.array(values, _TYPES[kind])
-
-
-_TYPES = {
-    "flag": pa.bool_(),
-    "integer": pa.int64(),
-    "number": pa.float64(),
-    "text": pa.string(),
-    "numbers": pa.list_(pa.float64()),
-}
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "flag"
-    if isinstance(value, int):
-        return "integer" if -(2**63) <= value < 2**63 else "other"
-    if isinstance(value, float):
-        return "number"
-    if isinstance(value, str):
-        return "text"
-    if isinstance(value, list) and all(_kind(item) in ("integer", "number") for item in value):
-        return "numbers"
-    return "other"

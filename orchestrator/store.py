@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -408,8 +408,3 @@ def _describe(relative: str, payload: bytes) -> dict[str, Any]:
         "bytes": len(payload),
         "checksum": files.checksum(payload),
     }
-
-
-def select_statuses(commits: pa.Table, statuses: Iterable[str]) -> pa.Table:
-    """Rows of the trials table with one of these statuses."""
-    return commits.filter(pc.is_in(commits["status"], pa.array(list(statuses), pa.string())))

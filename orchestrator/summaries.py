@@ -59,7 +59,7 @@ def final_table(results: Results) -> tuple[str, list[str], list[list[str]]] | No
     if not rows:
         return None
     title = (
-        f"{results.name}: mean and 95 % t interval over seeds, last step; "
+        f"{results.name}: mean ± 95 % t interval over seeds at the last step\n"
         "generalised: validation error below 0.05 within the last tenth of the steps"
     )
     names = [_configuration(row.parameters) for row in rows]
@@ -67,7 +67,7 @@ def final_table(results: Results) -> tuple[str, list[str], list[list[str]]] | No
     if len(rows) <= WIDE:
         lines = [(label, [value(row) for row in rows]) for label, value in _lines(rows, matrices)]
         return title, ["", *names], [[label, *values] for label, values in lines]
-    chosen = _lines(rows, matrices[:MOST_MATRICES])
+    chosen = [line for line in _lines(rows, matrices[:MOST_MATRICES]) if line[1](rows[0])]
     header = ["configuration", *(label for label, _ in chosen)]
     body = [
         [name, *(value(row) for _, value in chosen)]
@@ -85,21 +85,25 @@ def _lines(rows: Sequence[aggregate.FinalRow], matrices: Sequence[str]) -> list[
     if any(row.n_judged for row in rows):
         lines.append(("generalised", lambda row: f"{row.n_generalised}/{row.n_judged}"))
         lines.append(("validation error", lambda row: estimate(row.val_error)))
+    if matrices:
+        lines.append(("normalised effective rank", lambda row: ""))
     lines += [
-        (f"rank {matrix}", lambda row, matrix=matrix: estimate(row.ranks.get(matrix)))
+        (f"  {matrix}", lambda row, matrix=matrix: estimate(row.ranks.get(matrix)))
         for matrix in matrices
     ]
     return lines
 
 
 def estimate(found: aggregate.Estimate | None) -> str:
-    """A mean with its interval, ``0.310 [0.250, 0.370]``; a dash where there is none."""
+    """A mean and half its 95 % t interval, ``0.310 ± 0.060``; a dash where there is none."""
     if found is None or found.mean is None:
         return "–"
     if found.lower is None or found.upper is None:
         return f"{found.mean:.3f}"
-    return f"{found.mean:.3f} [{found.lower:.3f}, {found.upper:.3f}]"
+    return f"{found.mean:.3f} ± {(found.upper - found.lower) / 2:.3f}"
 
 
 def _configuration(parameters: Mapping[str, Any]) -> str:
+    if len(parameters) == 1:
+        return "\n".join(str(part) for pair in parameters.items() for part in pair)
     return "\n".join(f"{name}={value}" for name, value in parameters.items()) or "all"

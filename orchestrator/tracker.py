@@ -21,20 +21,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.curves import Point, Series, choose, milliseconds, points_of, thin
 from orchestrator.errors import SpectralSweepsError
+from orchestrator.ledger import Ledger
 from orchestrator.mlflow_access import LockedError, embedded_uri, explain, only_projector, public
 from orchestrator.projection import MAX_RUNS, label, params_of, trial_tags
+from orchestrator.projection import plan as make_plan
 from orchestrator.store import Store
 
 if TYPE_CHECKING:
     from orchestrator.sweep import Sweep, Trial
-    from orchestrator.tracking import Ledger
 
 CYCLE_SECONDS = 0.5
 """Points of this long travel together."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds to wait after a first failure, doubled with each further one up to the longest."""
 SHARE = 0.1
-"""At most this part of the time goes into reading commits: it is the driver's interpreter too."""
+"""At most this part of the time goes into reading the trials table: it grows with the sweep."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Tracker:
         self._live: dict[str, _Live] = {}
         self._ended: set[str] = set()  # trials whose runs are as the store says
         self._own: frozenset[str] = frozenset()  # trials that get a run of their own
-        self._store_id = ""
+        self._locked = False
         self._next_read = 0.0
 
     # --- called by the driver: never blocks, never raises ---
@@ -181,19 +182,13 @@ class Tracker:
 
     def _connected(self) -> Ledger:
         if self._ledger is None:
-            from orchestrator.tracking import Ledger
+            from orchestrator.tracking import connect
 
-            with contextlib.ExitStack() as stack:
-                if not self._own:
-                    stack.enter_context(only_projector(self._store))
-                ledger = Ledger(self._store, self._uri, self._experiment)
-                ledger.reopen()
-                if not self._own:  # the lock is held until the thread ends
-                    record = self._store.sweeps()[-1]
-                    self._own = frozenset(record.trial_ids[:MAX_RUNS])
-                    self._store_id = ledger.store_id
-                    self._held.enter_context(stack.pop_all())
-            self._ledger = ledger
+            if not self._locked:  # held until the thread ends
+                self._held.enter_context(only_projector(self._store))
+                self._locked = True
+            self._ledger = connect(self._store, self._uri, self._experiment)
+            self._own = frozenset(self._store.sweeps()[-1].trial_ids[:MAX_RUNS])
         return self._ledger
 
     def _cycle(self) -> None:
@@ -204,12 +199,12 @@ class Tracker:
             self._show(ledger, self._drain())
             if committed & self._own:
                 began = time.monotonic()
-                ledger.synchronise(committed & self._own)
-                took = time.monotonic() - began
-                self._next_read = time.monotonic() + took / SHARE - took
-                for trial_id in committed:
+                plan = make_plan(self._store)
+                self._next_read = began + (time.monotonic() - began) / SHARE
+                ledger.synchronise(plan, committed & self._own)
+                for trial_id in committed & plan.rows.keys():  # not those whose worker was lost
                     self._live.pop(trial_id, None)
-                self._ended |= committed
+                    self._ended.add(trial_id)
         except BaseException:
             self.committed(list(committed))  # again, once the server is back
             raise
@@ -242,7 +237,7 @@ class Tracker:
                 label(trial.params, self._axes, trial.seed),
                 message.started,
                 params_of(trial.params, trial.seed),
-                trial_tags(self._store_id, trial_id, trial.config_id),
+                trial_tags(ledger.store_id, trial_id, trial.config_id),
                 points[trial_id],
             )
 
@@ -261,7 +256,7 @@ class Tracker:
         for _ in range(attempts):
             try:
                 self._show(self._connected(), self._drain())
-                self._connected().synchronise()
+                self._connected().synchronise(make_plan(self._store))
             except Exception as error:  # as above
                 self._give_up(error)
                 if isinstance(error, LockedError):

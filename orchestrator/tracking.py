@@ -1,10 +1,10 @@
-"""Project a store into MLflow, idempotently; the only importer of mlflow, and only on first use.
+"""MLflow: the only module that imports it, and only on first use, because that takes seconds.
 
-Runs are found by their tags and carry a fingerprint of what they should hold, set last: a run with
-the right fingerprint is skipped, any other is completed, or deleted and written anew if it shows a
-point that the store does not justify. So a projection may die at any moment, and the next one
-leaves what an uninterrupted one would have left. Nothing here may cost a result: see
-`orchestrator.tracker` for how a driver is kept free of MLflow's troubles.
+    check("http://tracking.example.org:5000")     # before a launch: is it there, does it let us in?
+    project(store)                                # after it: bring MLflow up to date
+
+Nothing here may cost a result: `orchestrator.tracker` keeps a driver free of MLflow's troubles,
+`orchestrator.ledger` decides which runs are written.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from orchestrator import findings, projection
-from orchestrator.curves import Point, milliseconds, summary_points, timestamp, trial_points
+from orchestrator import projection
+from orchestrator.curves import Point, milliseconds, timestamp
 from orchestrator.errors import TrackingError
+from orchestrator.ledger import BATCH, Ledger, Projection
 from orchestrator.mlflow_access import (
     embedded_uri,
     explained,
@@ -32,7 +34,7 @@ from orchestrator.mlflow_access import (
     set_aside_if_moved,
 )
 from orchestrator.mlflow_server import serve
-from orchestrator.projection import FINGERPRINT, NOTE, PARENT, PREFIX, Run
+from orchestrator.projection import FINGERPRINT, PREFIX
 from orchestrator.store import Store
 from orchestrator.tracker import Tracker, TrackingOutcome
 
@@ -47,9 +49,6 @@ _QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-_BATCH = 1000  # metrics, parameters and tags together in one request; at most 100 of the latter two
-_BATCH_POINTS = 800
-_READ_TRIALS = 50  # whose rows are in memory at once
 
 
 def check(uri: str) -> None:
@@ -64,33 +63,6 @@ def check(uri: str) -> None:
         return
     with explained(uri):
         _client(uri).search_experiments(max_results=1)
-
-
-@dataclass(frozen=True)
-class Projection:
-    """What a projection did.
-
-    Attributes:
-        uri: where to, without credentials.
-        experiment: its name; likewise `experiment_id`.
-        written: runs that were created, completed or rewritten.
-        unchanged: runs that were right already.
-        removed: runs that the store does not justify any more.
-    """
-
-    uri: str
-    experiment: str
-    experiment_id: str
-    written: int
-    unchanged: int
-    removed: int
-
-    def __str__(self) -> str:
-        removed = f", {self.removed} removed" if self.removed else ""
-        return (
-            f"MLflow experiment {self.experiment!r} at {self.uri} is up to date: "
-            f"{self.written} runs written, {self.unchanged} unchanged{removed}"
-        )
 
 
 def project(store: Store, *, uri: str | None = None, experiment: str | None = None) -> Projection:
@@ -108,15 +80,21 @@ def project(store: Store, *, uri: str | None = None, experiment: str | None = No
     """
     with only_projector(store):
         with explained(uri or embedded_uri(store.root)):
-            ledger = Ledger(store, uri, experiment)
-            return ledger.synchronise()
+            ledger = connect(store, uri, experiment)
+            return ledger.synchronise(projection.plan(store))
 
 
-# --- the runs of one store in one experiment ----------------------------------------------------
+def connect(store: Store, uri: str | None = None, experiment: str | None = None) -> Ledger:
+    """The runs of a store as they are in MLflow now; the experiment is created if need be.
+
+    Raises:
+        TrackingError: the URI does not work. Beyond that, whatever MLflow raises.
+    """
+    return Ledger(Experiment(store, uri, experiment))
 
 
 @dataclass
-class _Known:
+class Known:
     """A run as it is in MLflow.
 
     Attributes:
@@ -132,128 +110,86 @@ class _Known:
     shown: set[Point] | None = field(default_factory=set)
 
 
-class Ledger:
-    """The runs of one store in one MLflow experiment; used by one thread of one process.
+class Experiment:
+    """The MLflow experiment that holds a store's runs, and what one can do to them.
 
-    Raises:
-        TrackingError: for URIs that do not work. Beyond that, whatever MLflow raises.
+    Attributes:
+        uri: of the tracking server or database.
+        name: of the experiment; likewise `id`.
+        created: when the store was created, in milliseconds since 1970.
+        store_id: see `projection.store_id`.
+        client: an `mlflow.MlflowClient`.
     """
 
-    def __init__(self, store: Store, uri: str | None, experiment: str | None) -> None:
+    def __init__(self, store: Store, uri: str | None, name: str | None) -> None:
         self.store = store
         self.uri = uri or embedded_uri(store.root)
         refuse_folders(self.uri)
         if self.uri.startswith("sqlite:"):
             refuse_unwritable(self.uri)
+        if not store.epochs():
+            raise TrackingError(
+                f"{store.root} has nothing to show: no sweep was started in it yet."
+            )
         self.created = milliseconds(store.created_at())
         self.store_id = projection.store_id(store)
-        self.experiment = experiment or store.sweeps()[-1].name
+        self.name = name or store.sweeps()[-1].name
         folder = store.root.resolve() / "mlflow-artifacts"
         if uri is None:
-            set_aside_if_moved(store.root / "mlflow.db", self.experiment, folder.as_uri())
+            set_aside_if_moved(store.root / "mlflow.db", self.name, folder.as_uri())
         self.client = _client(self.uri)
-        self.experiment_id = self._find_experiment(folder)
-        self.removed = 0
-        self.runs: dict[tuple[str, str], _Known] = {}
-        self._find_runs()
+        self.id = self._find_id(folder)
 
-    def _find_experiment(self, folder: Path) -> str:
+    def _find_id(self, folder: Path) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self.client.get_experiment_by_name(self.experiment)
+        found = self.client.get_experiment_by_name(self.name)
         if found is None:
             # Without a server MLflow would put artifacts into ./mlruns of the working directory.
             own = None if has_server(self.uri) else folder.as_uri()
             try:
                 return str(
                     self.client.create_experiment(
-                        self.experiment,
+                        self.name,
                         artifact_location=own,
                         # Otherwise the UI asks what kind of experiment this is.
                         tags={"mlflow.experimentKind": "custom_model_development"},
                     )
                 )
             except MlflowException:
-                found = self.client.get_experiment_by_name(self.experiment)
+                found = self.client.get_experiment_by_name(self.name)
                 if found is None:  # not because another process was faster
                     raise
         if found.lifecycle_stage == "deleted":
             raise TrackingError(
-                f"the MLflow experiment {self.experiment!r} at {public(self.uri)} was deleted. "
+                f"the MLflow experiment {self.name!r} at {public(self.uri)} was deleted. "
                 f"Restore it (mlflow experiments restore -x {found.experiment_id}) or name "
                 "another one in the sweep file (tracking: {experiment: ...})."
             )
         return str(found.experiment_id)
 
-    def _find_runs(self) -> None:
+    def find(self) -> list[tuple[tuple[str, str], Known]]:
+        """(kind, key) and state of every run of the store, complete ones first."""
         query = f"tags.`{PREFIX}store_id` = '{self.store_id}'"
         token: str | None = None
         found: list[Any] = []
         while True:
-            page = self.client.search_runs([self.experiment_id], query, page_token=token)
+            page = self.client.search_runs([self.id], query, page_token=token)
             found += page
             token = page.token
             if not token:
                 break
-        # A request that was answered too late was made twice: keep the run that is complete.
         found.sort(key=lambda run: (FINGERPRINT not in run.data.tags, run.info.run_id))
-        for run in found:
-            tags = dict(run.data.tags)
-            names = {"sweep": "store_id", "trial": "trial_id", "summary": "config_id"}
-            kind = tags.get(f"{PREFIX}kind", "")
-            key = (kind, tags.get(PREFIX + names.get(kind, ""), ""))
-            if not all(key) or key in self.runs:
-                self._delete(run.info.run_id)
-                continue
-            self.runs[key] = _Known(
-                run.info.run_id,
-                run.info.start_time,
-                run.info.status,
-                dict(run.data.params),
-                tags,
-                frozenset(run.data.metrics),
-                shown=None if run.data.metrics else set(),
-            )
+        return [(_key(run.data.tags), _known(run)) for run in found]
 
-    def _delete(self, run_id: str) -> None:
-        self.client.delete_run(run_id)
-        self.removed += 1
+    def create(self, name: str, start: int, tags: Mapping[str, str]) -> Known:
+        """A new run, running."""
+        run = self.client.create_run(self.id, start_time=start, tags=tags, run_name=name)
+        return _known(run)
 
-    def forget(self, kind: str, key: str) -> None:
-        """Delete a run if there is one."""
-        if known := self.runs.pop((kind, key), None):
-            self._delete(known.run_id)
-
-    def parent(self) -> _Known:
-        """The sweep's own run, created if need be."""
-        known = self.runs.get(("sweep", self.store_id))
-        if known is None:
-            record = self.store.sweeps()[-1]
-            tags = {f"{PREFIX}store_id": self.store_id, f"{PREFIX}kind": "sweep"}
-            known = self._create("sweep", self.store_id, record.name, self.created, {}, tags)
-        return known
-
-    def _create(
+    def send(
         self,
-        kind: str,
-        key: str,
-        name: str,
-        start: int,
-        params: Mapping[str, str],
-        tags: Mapping[str, str],
-    ) -> _Known:
-        tags = dict(tags)
-        if kind != "sweep":
-            tags[PARENT] = self.parent().run_id
-        run = self.client.create_run(self.experiment_id, start_time=start, tags=tags, run_name=name)
-        known = _Known(run.info.run_id, start, "RUNNING", {}, dict(run.data.tags) | tags)
-        self.runs[kind, key] = known
-        self._send(known, (), params, {})
-        return known
-
-    def _send(
-        self,
-        known: _Known,
+        known: Known,
         points: Sequence[Point],
         params: Mapping[str, str],
         tags: Mapping[str, str],
@@ -265,14 +201,14 @@ class Ledger:
         new = [Param(k, v) for k, v in params.items() if k not in known.params]
         changed = [RunTag(k, v) for k, v in tags.items() if known.tags.get(k) != v]
         while metrics or new or changed:
-            last = len(metrics) <= _BATCH_POINTS and len(new) <= 100
+            last = len(metrics) <= BATCH and len(new) <= 100
             self.client.log_batch(
                 known.run_id,
-                metrics=metrics[:_BATCH_POINTS],
+                metrics=metrics[:BATCH],
                 params=new[:100],
                 tags=changed if last else (),  # the fingerprint may be among them: at the very end
             )
-            metrics, new = metrics[_BATCH_POINTS:], new[100:]
+            metrics, new = metrics[BATCH:], new[100:]
             changed = [] if last else changed
         known.params.update(params)
         known.tags.update(tags)
@@ -280,153 +216,7 @@ class Ledger:
         if known.shown is not None:
             known.shown.update(points)
 
-    # --- while a trial trains ---
-
-    def show(
-        self,
-        key: str,
-        name: str,
-        start: int,
-        params: Mapping[str, str],
-        tags: Mapping[str, str],
-        points: Sequence[Point],
-    ) -> None:
-        """Points of a trial that is still running; its run is created with the first ones."""
-        known = self.runs.get(("trial", key))
-        if known is not None and FINGERPRINT in known.tags:  # an earlier result that is run again
-            self.forget("trial", key)
-            known = None
-        if known is None:
-            known = self._create("trial", key, name, start, params, tags)
-        elif known.status != "RUNNING":
-            self.client.update_run(known.run_id, status="RUNNING")
-            known.status = "RUNNING"
-        self._send(known, points, {}, {})
-
-    def reopen(self) -> None:
-        """The sweep's own run is running again."""
-        known = self.parent()
-        self._share_views(self.store.sweeps()[-1].axes)
-        self._unfinish(known)
-        if known.status != "RUNNING":
-            self.client.update_run(known.run_id, status="RUNNING")
-            known.status = "RUNNING"
-
-    # --- as the store says ---
-
-    def synchronise(self, only: frozenset[str] | None = None) -> Projection:
-        """Make every run what the store says it should be.
-
-        Args:
-            only: trials that have new commits; the sweep's own run and the summaries then wait.
-                None: everything, and runs that the store does not justify are removed.
-        """
-        plan = projection.plan(self.store)
-        if plan is None:
-            return self._projection(0, 0)
-        parent = self.parent()
-        trials = [run for run in plan.trials if only is None or run.key in only]
-        stale = [run for run in trials if not self._is_right(run)]
-        for start in range(0, len(stale), _READ_TRIALS):
-            batch = stale[start : start + _READ_TRIALS]
-            found = trial_points(self.store, plan.table.take([plan.rows[run.key] for run in batch]))
-            for run in batch:
-                self._write(run, found[run.key])
-        written, total = len(stale), len(trials)
-        if only is None:
-            for run in plan.summaries:
-                if not self._is_right(run):
-                    members = plan.table.take(plan.members[run.key])
-                    self._write(run, summary_points(self.store, members))
-                    written += 1
-            total += len(plan.summaries) + 1
-            self._clear(plan)
-            if not self._is_right(plan.sweep):
-                note, files = findings.collect(self.store, plan)
-                self._unfinish(parent)
-                self._share_views(plan.record.axes)
-                self._attach(parent.run_id, files)
-                self._write(plan.sweep, (), note)
-                written += 1
-        return self._projection(written, total - written)
-
-    def _projection(self, written: int, unchanged: int) -> Projection:
-        return Projection(
-            public(self.uri), self.experiment, self.experiment_id, written, unchanged, self.removed
-        )
-
-    def _is_right(self, run: Run) -> bool:
-        known = self.runs.get((run.kind, run.key))
-        if known is None or known.tags.get(FINGERPRINT) != run.fingerprint:
-            return False
-        parent = self.parent()
-        if run.kind != "sweep" and known.tags.get(PARENT) != parent.run_id:
-            self.client.set_tag(known.run_id, PARENT, parent.run_id)  # the parent was deleted
-            known.tags[PARENT] = parent.run_id
-        return True
-
-    def _write(self, run: Run, points: Sequence[Point], note: str | None = None) -> None:
-        known = self.runs.get((run.kind, run.key))
-        if known is not None and not self._extends(known, run, points):
-            self.forget(run.kind, run.key)
-            known = None
-        if known is None:
-            known = self._create(run.kind, run.key, run.name, run.start, {}, run.tags)
-        self._unfinish(known)
-        if known.tags.get("mlflow.runName") != run.name:
-            self.client.update_run(known.run_id, name=run.name)
-            known.tags["mlflow.runName"] = run.name
-        tags = {**run.tags, **({NOTE: note} if note is not None else {})}
-        if run.kind != "sweep":
-            tags[PARENT] = self.parent().run_id
-        for tag in [t for t in known.tags if t.startswith(PREFIX) or t == NOTE]:
-            if tag not in tags:
-                self.client.delete_tag(known.run_id, tag)
-                del known.tags[tag]
-        shown = known.shown or set()
-        missing = [point for point in points if point not in shown]
-        early, late = missing[:-_BATCH_POINTS], missing[-_BATCH_POINTS:]
-        if early:
-            self._send(known, early, run.params, {})
-        self.client.set_terminated(known.run_id, run.status, run.end)
-        known.status = run.status
-        self._send(known, late, run.params, {**tags, FINGERPRINT: run.fingerprint})
-        known.shown = None  # can be read back; not worth the memory
-
-    def _extends(self, known: _Known, run: Run, points: Sequence[Point]) -> bool:
-        """Whether a run becomes `run` by adding to it: points and parameters cannot be changed."""
-        if known.start != run.start or any(run.params.get(k) != v for k, v in known.params.items()):
-            return False
-        wanted = set(points)
-        if known.shown is None:
-            if known.keys - {point.key for point in points}:
-                return False
-            known.shown = {
-                Point(key, metric.step, metric.value)
-                for key in known.keys
-                for metric in self.client.get_metric_history(known.run_id, key)
-            }
-        return known.shown <= wanted
-
-    def _unfinish(self, known: _Known) -> None:
-        """Take the fingerprint away before anything is changed."""
-        if FINGERPRINT in known.tags:
-            self.client.delete_tag(known.run_id, FINGERPRINT)
-            del known.tags[FINGERPRINT]
-
-    def _clear(self, plan: projection.Plan) -> None:
-        """Remove runs without a reason to be; end those that nobody is working on."""
-        justified = {(run.kind, run.key) for run in (plan.sweep, *plan.trials, *plan.summaries)}
-        named = set(plan.record.trial_ids)
-        for kind, key in [one for one in self.runs if one not in justified]:
-            known = self.runs[kind, key]
-            if kind != "trial" or key not in named or FINGERPRINT in known.tags:
-                self.forget(kind, key)
-            elif known.status == "RUNNING":  # stopped before its first commit: it will go on
-                self.client.set_terminated(known.run_id, "KILLED")
-                known.status = "KILLED"
-
-    def _share_views(self, axes: Sequence[str]) -> None:
+    def share_views(self, axes: Sequence[str]) -> None:
         """What the links of `sweep ui` open, see `mlflow_server.links`.
 
         This is the UI's own format for shared views; should it change, the links open the plain
@@ -444,16 +234,18 @@ class Ledger:
         }
         for name, view in (("runs", nested), ("curves", flat)):
             tag = f"mlflow.sharedViewState.{self.store_id}-{name}"
-            self.client.set_experiment_tag(self.experiment_id, tag, json.dumps(view))
+            self.client.set_experiment_tag(self.id, tag, json.dumps(view))
 
-    def _attach(self, run_id: str, files: Mapping[str, bytes]) -> None:
+    def attach(self, run_id: str, files: Mapping[str, bytes]) -> None:
         """Make these the run's artifacts, and no others."""
+        place = self.client.get_run(run_id).info.artifact_uri
+        if has_server(self.uri) and urlsplit(place).scheme in ("", "file"):
+            return  # a server that takes none: this would be a folder of its disk, not of ours
         stale = [path for path in self._artifacts(run_id, None) if path not in files]
         if stale:
             from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-            uri = self.client.get_run(run_id).info.artifact_uri
-            repository = get_artifact_repository(uri, tracking_uri=self.uri)
+            repository = get_artifact_repository(place, tracking_uri=self.uri)
             for path in stale:
                 repository.delete_artifacts(path)
         with tempfile.TemporaryDirectory(prefix="spectral-sweeps-") as folder:
@@ -469,6 +261,24 @@ class Ledger:
                 yield from self._artifacts(run_id, entry.path)
             else:
                 yield entry.path
+
+
+def _key(tags: Mapping[str, str]) -> tuple[str, str]:
+    names = {"sweep": "store_id", "trial": "trial_id", "summary": "config_id"}
+    kind = tags.get(f"{PREFIX}kind", "")
+    return kind, tags.get(PREFIX + names.get(kind, ""), "")
+
+
+def _known(run: Any) -> Known:
+    return Known(
+        run_id=run.info.run_id,
+        start=run.info.start_time,
+        status=run.info.status,
+        params=dict(run.data.params),
+        tags=dict(run.data.tags),
+        keys=frozenset(run.data.metrics),
+        shown=None if run.data.metrics else set(),
+    )
 
 
 def _client(uri: str) -> Any:

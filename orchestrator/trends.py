@@ -16,29 +16,24 @@ of m of them should multiply it by m.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from scipy import stats
 
-from orchestrator.aggregate import (
+from orchestrator.aggregate import count_of, moments, sums, t_interval
+from orchestrator.comparable import Rows, completed_rows, level_of, starts_of
+from orchestrator.errors import IncomparableTrialsError
+from orchestrator.fits import (
     Floats,
-    IncomparableTrialsError,
     Ints,
-    Rows,
-    completed_rows,
-    encode,
-    moments,
-    starts_of,
-    sums,
-    t_interval,
+    kendall_tau,
+    largest_drop,
+    spearman_in_blocks,
+    theil_sen,
 )
+from orchestrator.schemas import RESULTS
 
 TRENDS = pa.schema(
     [
@@ -58,8 +53,6 @@ TRENDS = pa.schema(
     ]
 )
 MAX_POINTS = 200  # of one trajectory, for the statistics that look at every pair of points
-MAX_PERMUTATIONS = 10_000
-_CHUNK = 1 << 18  # float64 entries of one temporary array: 2 MiB, about a core's cache
 
 
 def fit(trials: pa.Table, scalars: pa.Table, parameters: Sequence[str]) -> pa.Table:
@@ -85,7 +78,7 @@ def fit(trials: pa.Table, scalars: pa.Table, parameters: Sequence[str]) -> pa.Ta
             arrangement of these values could have had). n counts trials.
 
     Raises:
-        IncomparableTrialsError: see `aggregate.completed_rows`; also if two trials of one seed are
+        IncomparableTrialsError: see `comparable.completed_rows`; also if two trials of one seed are
             equal in all of `parameters` but belong to different configurations.
     """
     rows = completed_rows(trials, scalars)
@@ -103,11 +96,10 @@ class _Trajectories:
     """One series per (trial, subject, metric), with its descriptive statistics as arrays."""
 
     def __init__(self, rows: Rows) -> None:
-        order = np.lexsort((rows.step, rows.of_series, rows.trial))
-        trial, series, step = rows.trial[order], rows.of_series[order], rows.step[order]
-        value = rows.value[order]
-        starts = starts_of(trial, series)
-        self.rows, self.trial, self.series = rows, trial[starts], series[starts]
+        order, starts = rows.by_trajectory()
+        step, value = rows.step[order], rows.value[order]
+        self.rows = rows
+        self.trial, self.series = rows.trial[order][starts], rows.of_series[order][starts]
         self.length = np.diff(starts, append=step.size)
         self.initial, self.final = value[starts], value[starts + self.length - 1]
         self.num_flagged = sums(rows.flagged[order].astype(np.float64), starts)
@@ -180,7 +172,7 @@ def _seeds(trajectories: _Trajectories) -> list[pa.Table]:
         config, series = all_configs[order], trajectories.series[order]
         starts = starts_of(config, series)
         n, mean, sd = moments(values[order], starts)
-        config_ids = pa.array(rows.config_ids, pa.string()).take(pa.array(config[starts]))
+        config_ids = rows.config_id_of(config[starts])
         for statistic, method, estimate in (
             ("mean", "mean over seeds, 95 % Student-t interval", (mean, *t_interval(mean, sd, n))),
             ("sd", "standard deviation over seeds, ddof = 1", (sd,)),
@@ -194,16 +186,15 @@ def _seeds(trajectories: _Trajectories) -> list[pa.Table]:
 
 def _counts(rows: Rows, trials: pa.Table) -> list[pa.Table]:
     """How many trials each configuration lost to divergence and pruning."""
-    ended = trials.filter(pc.is_in(trials["status"], pa.array(["completed", "diverged", "pruned"])))
-    config, config_ids = encode(ended["config_id"])
-    n = np.bincount(config, minlength=len(config_ids))
+    counts = {status: count_of(trials, status) for status in RESULTS}
+    config_ids = sorted(set().union(*counts.values()))
+    n = np.array([sum(count.get(c, 0) for count in counts.values()) for c in config_ids], np.int64)
     method = "count of trials, left out of every other statistic"
     tables = []
     for status in ("diverged", "pruned"):
-        lost = pc.equal(ended["status"], status).to_numpy()
-        count = np.bincount(config[lost], minlength=len(config_ids)).astype(np.float64)
+        lost = np.array([counts[status].get(c, 0) for c in config_ids], np.float64)
         labels = {"config_id": pa.array(config_ids, pa.string())}
-        tables.append(_table(rows, "seeds", f"num_{status}", method, n, (count,), **labels))
+        tables.append(_table(rows, "seeds", f"num_{status}", method, n, (lost,), **labels))
     return tables
 
 
@@ -211,10 +202,7 @@ def _effects(trajectories: _Trajectories, parameters: Sequence[str]) -> list[pa.
     """Paired effects and Spearman's rho of every numeric parameter with at least two levels."""
     rows, finals = trajectories.rows, trajectories.finals()
     columns = {name: rows.trials.column(name) for name in parameters}
-    values = {
-        name: [str(v) if isinstance(v, list | dict) else v for v in column.to_pylist()]
-        for name, column in columns.items()
-    }
+    values = {name: [level_of(v) for v in column.to_pylist()] for name, column in columns.items()}
     seeds = rows.trials.column("seed").to_pylist()
     if values:
         _require_told_apart(rows, seeds, values)
@@ -304,9 +292,7 @@ def _table(
     """
     labels |= {"kind": kind, "statistic": statistic, "method": method, "n": n}
     if series is not None:
-        for place, name in enumerate(("subject", "metric")):
-            names = pa.array([pair[place] for pair in rows.series], pa.string())
-            labels[name] = names.take(pa.array(series))
+        labels["subject"], labels["metric"] = rows.names_of(series)
     for name, numbers in zip(("value", "lower", "upper"), estimate, strict=False):
         labels[name] = pa.array(numbers, pa.float64(), mask=np.isnan(numbers))
     columns = []

@@ -70,6 +70,7 @@ class Progress:
     trial: Trial
     step: int
     scalars: tuple[ScalarRow, ...]
+    started_at: datetime  # of the attempt, as its commit row will say
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class _Attempt:
                     rows = [row._replace(flag=row.flag or "diverged") for row in rows]
                 self.buffer.scalars(self.trial.trial_id, step, rows)
                 self.measured = step
-                progress(Progress(self.trial, step, tuple(rows)))
+                progress(Progress(self.trial, step, tuple(rows), self.started_at))
                 if bad is not None:
                     return self._finish("diverged", bad)
             if step >= config.steps:

@@ -7,7 +7,6 @@ says what each one costs. It only reads, and may run beside a driver.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +18,9 @@ import pyarrow.parquet as pq
 
 from orchestrator import checkpoints
 from orchestrator.errors import DamageError, StoreError
-from orchestrator.schemas import FORMAT_VERSION, RESULTS, TABLES, TRIALS, unseal
+from orchestrator.schemas import RESULTS, TABLES, TRIALS, unseal
 from orchestrator.store import Store
-
-_RECORD = ("overrides", "source", "base", "name", "task", "task_version", "axes", "parameters")
-_EPOCH = ("format", "epoch", "seen", "rerun", "sweep", "started_at")
-_ID = re.compile("[0-9a-f]{16}")
-_UNREAD = "No result of this store is read until it is restored from a backup."
+from orchestrator.verify_records import UNREAD, epochs_of, sweeps_of
 
 
 @dataclass(frozen=True)
@@ -56,10 +51,10 @@ class _Need:
 def verify(store_root: str | Path, progress: Callable[[int, int], None] | None = None) -> Report:
     """Check epochs, sweep files, segments, shards, environments, checkpoints and trends.
 
-    Detects any changed bit of a segment, shard or checkpoint, every missing file that something
-    names, and every gap. Not detectable: the newest segments of the newest epoch deleted from its
-    end (nothing names them; their shards then count as orphans), and an epoch, sweep or environment
-    file that was altered and still makes sense.
+    Detects any change of an epoch, sweep file, segment, shard or checkpoint, every missing file
+    that something names, and every gap. Not detectable: the newest segments of the newest epoch
+    deleted from its end (nothing names them; their shards then count as orphans), and an
+    environment file that was altered and still makes sense.
 
     Args:
         store_root: the store's folder.
@@ -74,8 +69,8 @@ def verify(store_root: str | Path, progress: Callable[[int, int], None] | None =
     except DamageError:  # is found again below, with its consequence
         store = Store(root)
     report = Report(str(root))
-    epochs = _epochs(root, report)
-    trial_ids, source = _sweeps(root, epochs, report)
+    epochs = epochs_of(root, report.damage)
+    trial_ids, source = sweeps_of(root, epochs, report.damage)
     commits, uncounted = _segments(store, epochs, report)
     results = _results(commits, epochs)
     needs = [*_committed(commits, results, epochs, source)]
@@ -92,81 +87,6 @@ def verify(store_root: str | Path, progress: Callable[[int, int], None] | None =
         f"{_count(environments, 'environment')}",
     )
     return report
-
-
-# --- epochs and sweep files -----------------------------------------------------------------
-
-
-def _epochs(root: Path, report: Report) -> dict[int, dict[str, Any]]:
-    folder = root / "epochs"
-    epochs: dict[int, dict[str, Any]] = {}
-    for path in sorted(folder.glob("[0-9]*.json")):
-        try:
-            facts = json.loads(path.read_bytes())
-            if missing := [key for key in _EPOCH if key not in facts]:
-                raise ValueError(f"it lacks {', '.join(missing)}")
-            if path.name != f"{facts['epoch']:06d}.json":
-                raise ValueError(f"it says that it is epoch {facts['epoch']}")
-            if facts["format"] != FORMAT_VERSION:
-                raise ValueError(f"it says that its format is {facts['format']}")
-            facts["seen"] = {int(epoch): int(last) for epoch, last in facts["seen"].items()}
-            if wrong := [trial_id for trial_id in facts["rerun"] if not _ID.fullmatch(trial_id)]:
-                raise ValueError(f"{wrong[0]!r} is no trial id")
-            epochs[int(facts["epoch"])] = facts
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            report.damage.append(f"{path} is damaged: {error}. {_UNREAD}")
-    on_disk = {int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdigit()}
-    named = {earlier for facts in epochs.values() for earlier in facts["seen"]}
-    named |= {int(path.name[:6]) for path in (root / "trials").glob("[0-9]*.arrow")}
-    for n in sorted({*range(1, max(on_disk | named, default=1) + 1)} - on_disk):
-        report.damage.append(
-            f"{folder / f'{n:06d}.json'} is missing: the commits of epoch {n} do not count without "
-            "it. Restore it from a backup."
-        )
-    for n in sorted(epochs):
-        later = {m: facts["seen"].get(n) for m, facts in epochs.items() if m > n}
-        if len(set(later.values())) > 1 or None in later.values():
-            said = ", ".join(f"epoch {m} says {last}" for m, last in sorted(later.items()))
-            report.damage.append(
-                f"{folder} is damaged: later epochs disagree on the last commit segment of epoch "
-                f"{n} ({said}). Restore the folder from a backup."
-            )
-    return epochs
-
-
-def _sweeps(
-    root: Path, epochs: Mapping[int, Mapping[str, Any]], report: Report
-) -> tuple[set[str], str]:
-    """Trials that any version of the sweep file names, and where the newest one came from."""
-    folder = root / "sweep"
-    numbers = {int(path.stem) for path in folder.glob("[0-9]*.*") if path.stem.isdigit()}
-    numbers |= {int(facts["sweep"]) for facts in epochs.values()}
-    trial_ids: set[str] = set()
-    source = "FILE"
-    for n in range(1, max(numbers, default=0) + 1):
-        path = folder / f"{n}.json"
-        accepted = any(facts["sweep"] == n for facts in epochs.values()) or n < max(numbers)
-        if not path.exists() and not accepted:
-            continue  # a driver died while it accepted this version; the next one writes it again
-        try:
-            facts = json.loads(path.read_bytes())
-            if missing := [key for key in _RECORD if key not in facts]:
-                raise ValueError(f"it lacks {', '.join(missing)}")
-            source = str(facts["source"])
-            path = folder / f"{n}.yaml"
-            path.read_text(encoding="utf-8")
-            path = folder / f"{n}.trials"
-            named = path.read_text(encoding="ascii").split()
-            if wrong := [trial_id for trial_id in named if not _ID.fullmatch(trial_id)]:
-                raise ValueError(f"{wrong[0]!r} is no trial id")
-            if len(set(named)) < len(named):
-                raise ValueError("it names a trial twice")
-            trial_ids.update(named)
-        except FileNotFoundError:
-            report.damage.append(f"{path} is missing. {_UNREAD}")
-        except (OSError, ValueError, TypeError) as error:
-            report.damage.append(f"{path} is damaged: {error}. {_UNREAD}")
-    return trial_ids, source
 
 
 # --- commits --------------------------------------------------------------------------------
@@ -188,7 +108,7 @@ def _segments(
         for sequence in range(1, last + 1):
             path = store.root / "trials" / f"{epoch:06d}-{sequence:06d}.arrow"
             if (epoch, sequence) not in names:
-                report.damage.append(f"{path} is missing: its commits are lost. {_UNREAD}")
+                report.damage.append(f"{path} is missing: its commits are lost. {UNREAD}")
                 continue
             try:
                 table = unseal(path.read_bytes(), str(path))
@@ -198,7 +118,7 @@ def _segments(
                     )
                 tables.append(table)
             except (StoreError, OSError) as error:
-                report.damage.append(f"{_said(error, path)}: its commits are lost. {_UNREAD}")
+                report.damage.append(f"{_said(error, path)}: its commits are lost. {UNREAD}")
     return pa.concat_tables(tables) if tables else TRIALS.empty_table(), uncounted
 
 
@@ -335,7 +255,7 @@ def _trends(root: Path, report: Report) -> None:
             pq.read_table(pa.BufferReader(path.read_bytes()))
     except (pa.ArrowException, OSError) as error:
         report.damage.append(
-            f"{path} is damaged: {error}: no result is lost; `sweep report {root}` makes it anew"
+            f"{path} is damaged: {error}: no result is lost; `sweep track {root}` makes it anew"
         )
 
 

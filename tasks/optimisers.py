@@ -97,8 +97,7 @@ class Optimiser:
         SGD: g <- g + wd p; b <- mu b + g; p <- p - lr b.
 
         Args:
-            parameters: [K, P]. P is a multiple of the vector length, so that an element meets the
-                same instructions whatever K is.
+            parameters: [K, P].
             gradient: [K, P]; is overwritten.
             moments: one [K, P] tensor per name in `MOMENTS`.
             step: the step's number, from 0; decides bias correction and learning rate.

@@ -158,7 +158,8 @@ def source_hash(cls: type[Task]) -> str:
 
     Hashed are the syntax trees, without docstrings, of the class's module and of every module that
     it imports, directly or not, from its own top-level package, or from the folder of its file for
-    a task by path. Comments, formatting and docstrings do not count.
+    a task by path; and of the training loop, `tasks.training`, with what it imports from `tasks`.
+    Comments, formatting and docstrings do not count.
 
     Raises:
         TaskError: the class has no source file (it was typed into an interpreter, for example).
@@ -170,22 +171,31 @@ def source_hash(cls: type[Task]) -> str:
     if not file.is_file():
         raise TaskError(f"task {cls.__name__} has no source file to tell its versions apart by")
     by_path = cls.__module__.startswith("spectral_sweeps_task_") or "." not in cls.__module__
-    package = "" if by_path else cls.__module__
-    root = file.parents[cls.__module__.count(".")] if not by_path else file.parent
-    top = "" if by_path else cls.__module__.partition(".")[0]
-    pending, trees = [(package, file)], dict[str, str]()
-    while pending:
-        module, path = pending.pop()
-        key = path.relative_to(root).as_posix()
-        if key in trees:
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for name in _imports(tree, module, is_package=path.name == "__init__.py"):
-            if (not top or name.partition(".")[0] == top) and (target := _file_of(root, name)):
-                pending.append((name, target))
-        trees[key] = ast.unparse(_without_docstrings(tree))
+    if by_path:
+        trees = _trees("", file, file.parent)
+    else:
+        trees = _trees(cls.__module__, file, file.parents[cls.__module__.count(".")])
+    here = Path(__file__).resolve().parents[1]
+    trees |= _trees("tasks.training", here / "tasks" / "training.py", here)
     text = "\0".join(f"{key}\0{trees[key]}" for key in sorted(trees))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _trees(module: str, path: Path, root: Path) -> dict[str, str]:
+    """File under `root` -> its code, for a module and all that it imports from its own package."""
+    top = module.partition(".")[0]  # empty for a task by path: whatever lies in its folder
+    pending, trees = [(module, path)], dict[str, str]()
+    while pending:
+        name, file = pending.pop()
+        key = file.relative_to(root).as_posix()
+        if key in trees:
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for other in _imports(tree, name, is_package=file.name == "__init__.py"):
+            if (not top or other.partition(".")[0] == top) and (found := _file_of(root, other)):
+                pending.append((other, found))
+        trees[key] = ast.unparse(_without_docstrings(tree))
+    return trees
 
 
 def _imports(tree: ast.AST, module: str, *, is_package: bool) -> Iterator[str]:

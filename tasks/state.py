@@ -10,10 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ALIGN = 64
-"""Rows of the flat tensors are a multiple of this long: every element of every trial then meets the
-vectorised instructions, never the scalar ones at an array's end, which may round differently."""
-
 
 @dataclass(eq=False)
 class GroupState:
@@ -26,7 +22,7 @@ class GroupState:
         optimizer: name of the moment -> [K, P], laid out as `flat`.
         first_bad: int64 [K], on the device: the first value of `step` at which a parameter, or the
             loss that led to it, was not finite; -1 as long as there is none.
-        flat: [K, P], all parameters of a trial in one row, zeros at its end.
+        flat: [K, P], all parameters of a trial side by side in one row.
         program: what `tasks.training` reuses from step to step; rebuilt when missing, never saved.
     """
 

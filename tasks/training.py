@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tasks.config import FullBatchConfig, PerTrial, TrainingConfig, per_trial_fields
 from tasks.optimisers import MOMENTS, Optimiser
 from tasks.random import STREAMS, Streams
-from tasks.state import ALIGN, GroupState, views_of
+from tasks.state import GroupState, views_of
 from tasks.task import Batch, Task
 
 __all__ = [
@@ -66,8 +66,7 @@ def start(task: Task, streams: Streams) -> tuple[nn.Module, GroupState]:
     named = [dict(model.named_parameters()) for model in models]
     shapes = {name: p.shape for name, p in named[0].items()}
     size = sum(shape.numel() for shape in shapes.values())
-    padded = -(-size // ALIGN) * ALIGN
-    flat = torch.zeros(len(models), padded, dtype=task.config.dtype, device=streams.device)
+    flat = torch.zeros(len(models), size, dtype=task.config.dtype, device=streams.device)
     parameters = views_of(flat, shapes)
     for name, target in parameters.items():
         target.copy_(torch.stack([own[name].detach() for own in named]))
@@ -100,7 +99,6 @@ class _Program:
         self.plain = list(state.parameters.values())
         self.buffers = list(state.buffers.values())
         self.gradient = torch.zeros_like(state.flat)
-        self.padding = state.flat.shape[1] - sum(p[0].numel() for p in self.plain)
         self.loss = self._of_group(task.loss, _vmap if task.stackable else _one_by_one)
         self.evaluate = self._of_group(task.evaluate, torch.vmap if task.stackable else _one_by_one)
         self.eval_data: tuple[Streams | None, dict[str, Batch]] = (None, {})
@@ -126,8 +124,6 @@ class _Program:
     def gather(self, gradients: Sequence[Tensor]) -> Tensor:
         """The gradients side by side as `flat` is laid out, in the scratch memory."""
         rows = [g.reshape(g.shape[0], -1) for g in gradients]
-        if self.padding:
-            rows.append(rows[0].new_zeros(rows[0].shape[0], self.padding))
         return torch.cat(rows, dim=1, out=self.gradient)
 
 
@@ -235,7 +231,9 @@ def train_step(task: Task, model: nn.Module, state: GroupState, streams: Streams
     for micro in range(task.config.micro_batches):
         batch = task.batch(streams, state.step, micro)
         part, part_weight = program.loss(program.leaves, program.buffers, batch)
-        gradients = torch.autograd.grad(part.sum(), program.leaves, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            part, program.leaves, torch.ones_like(part), materialize_grads=True
+        )
         with torch.no_grad():
             if total is None or weight is None:
                 total, weight = part.detach(), part_weight.detach()
@@ -246,7 +244,7 @@ def train_step(task: Task, model: nn.Module, state: GroupState, streams: Streams
     assert total is not None
     assert weight is not None
     with torch.no_grad():
-        gradient = program.gather(summed).div_(weight.to(state.flat.dtype)[:, None])
+        gradient = program.gather(summed).div_(weight.to(state.flat)[:, None])
         program.optimiser.update_(state.flat, gradient, state.optimizer, state.step)
         state.step += 1
         # 0 times anything finite is 0, and anything else is NaN.
@@ -290,5 +288,6 @@ def _summed(program: _Program, data: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         found = program.evaluate(program.plain, program.buffers, part)
         for metric, (total, weight) in found.items():
             before = sums.get(metric, (0.0, 0.0))
-            sums[metric] = (before[0] + total.double(), before[1] + weight.double())
+            weight = weight.to(total.device, torch.float64)
+            sums[metric] = (before[0] + total.double(), before[1] + weight)
     return sums

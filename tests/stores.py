@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -69,8 +69,12 @@ def build_store(
     name: str | None = None,
     axes: Sequence[str] = ("weight_decay",),
     committed: bool = True,
+    rows: Callable[[FakeTrial], Buffer] | None = None,
 ) -> Store:
-    """Write a store of one epoch and one commit segment (none unless `committed`)."""
+    """Write a store of one epoch and one commit segment (none unless `committed`).
+
+    `rows` makes the rows of a trial; by default they follow the formulas of this module.
+    """
     for folder in ("epochs", "sweep", "trials", "scalars", "spectra", "checkpoints"):
         (root / folder).mkdir(parents=True)
     ids = [t.trial_id for t in trials]
@@ -101,9 +105,9 @@ def build_store(
     files.publish(root / "epochs" / "000001.json", files.seal_json(epoch))
     files.publish(root / "environments" / "00000000000000aa.json", b'{"python": "3.11"}')
     done = [t for t in trials if t.status != "running"] if committed else []
-    rows = [commit_row(root, t) for t in done]
-    if rows:
-        files.publish(root / "trials" / "000001-000001.arrow", seal(commit_table(rows)))
+    commits = [commit_row(root, t, buffer=rows(t) if rows else None) for t in done]
+    if commits:
+        files.publish(root / "trials" / "000001-000001.arrow", seal(commit_table(commits)))
     for t in trials:
         if t.status == "running":
             commit_row(root, t)  # shards without a commit
@@ -120,8 +124,8 @@ def accept(root: Path, n: int, facts: dict[str, Any], ids: Sequence[str]) -> Non
     (root / "sweep" / f"{n}.json").write_bytes(sealed)
 
 
-def commit_row(root: Path, t: FakeTrial, *, epoch: int = 1, attempt: int = 1) -> dict[str, Any]:
-    """Publish a trial's shards and return the row that would commit them."""
+def formula_rows(t: FakeTrial) -> Buffer:
+    """Rows of a trial whose values are formulas of step, weight decay and seed."""
     buffer = Buffer()
     decay = float(t.params.get("weight_decay", 0.0))
     for step in t.steps:
@@ -147,6 +151,14 @@ def commit_row(root: Path, t: FakeTrial, *, epoch: int = 1, attempt: int = 1) ->
             step,
             [SpectrumRow(s, "singular_values", values, bounds32, "gram64", None) for s in SUBJECTS],
         )
+    return buffer
+
+
+def commit_row(
+    root: Path, t: FakeTrial, *, epoch: int = 1, attempt: int = 1, buffer: Buffer | None = None
+) -> dict[str, Any]:
+    """Publish a trial's shards and return the row that would commit them."""
+    buffer = formula_rows(t) if buffer is None else buffer
     identity = {
         "trial_id": t.trial_id,
         "config_id": t.config_id,

@@ -4,59 +4,12 @@ import math
 import statistics
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from scipy import stats
 
-from orchestrator.aggregate import (
-    OVER_SEEDS,
-    Estimate,
-    IncomparableTrialsError,
-    final_table,
-    over_seeds,
-    t_interval,
-)
-
-SCALARS = pa.schema(
-    [
-        ("trial_id", pa.string()),
-        ("step", pa.int64()),
-        ("subject", pa.string()),
-        ("metric", pa.string()),
-        ("value", pa.float64()),
-        ("lower", pa.float64()),
-        ("upper", pa.float64()),
-        ("method", pa.string()),
-        ("flag", pa.string()),
-    ]
-)
-
-
-def trials_table(*rows, **parameters):
-    """`rows`: (trial_id, config_id, seed, status); `parameters`: one value per row."""
-    columns = list(zip(*rows, strict=True)) or [[], [], [], []]
-    names = ("trial_id", "config_id", "seed", "status")
-    types = (pa.string(), pa.string(), pa.int64(), pa.string())
-    table = {
-        name: pa.array(column, kind)
-        for name, column, kind in zip(names, columns, types, strict=True)
-    }
-    return pa.table(table | parameters)
-
-
-def scalars_table(*rows):
-    """`rows`: (trial_id, step, subject, metric, value) or one more, the flag."""
-    filled = [
-        dict(zip(("trial_id", "step", "subject", "metric", "value", "flag"), row, strict=False))
-        | {"method": "gram64"}
-        for row in rows
-    ]
-    return pa.Table.from_pylist(filled, SCALARS)
-
-
-def curve(trial_id, values, subject="val", metric="error"):
-    """Rows at steps 0, 10, 20 …"""
-    return [(trial_id, 10 * i, subject, metric, value) for i, value in enumerate(values)]
+from orchestrator.aggregate import OVER_SEEDS, Estimate, final_table, over_seeds, t_interval
+from orchestrator.errors import IncomparableTrialsError
+from tests.orchestrator.tables import curve, scalars_table, trials_table
 
 
 def test_over_seeds_follows_the_textbook():

@@ -1,6 +1,5 @@
 """The query API without SQL: tables, filters, what is visible when."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from orchestrator.rows import Buffer
 from orchestrator.schemas import SCALARS, SPECTRA, commit_table, seal
 from orchestrator.trends import TRENDS
 from spectral import ScalarRow
-from tests.stores import STEPS, FakeTrial, build_store, commit_row, loss_value, rank_value
+from tests.stores import STEPS, FakeTrial, accept, build_store, commit_row, loss_value, rank_value
 
 IDENTIFIERS = ["trial_id", "config_id", "seed"]
 
@@ -34,12 +33,10 @@ def commit(root: Path, sequence: int, *rows, epoch=1) -> None:
     files.publish(root / "trials" / f"{epoch:06d}-{sequence:06d}.arrow", payload)
 
 
-def accept(root: Path, n: int, trials, **facts) -> None:
-    """Record another version of the sweep file that names these trials."""
-    record = json.loads((root / "sweep" / "1.json").read_text()) | facts
-    (root / "sweep" / f"{n}.trials").write_text("\n".join(t.trial_id for t in trials))
-    (root / "sweep" / f"{n}.yaml").write_text(f"name: version-{n}\n")
-    (root / "sweep" / f"{n}.json").write_text(json.dumps(record))
+def accept_again(root: Path, n: int, trial_ids, **facts) -> None:
+    """Record a version of the sweep file that names these trials and is else like the first."""
+    first = files.unseal_json(root / "sweep" / "1.json")
+    accept(root, n, first | facts, trial_ids)
 
 
 # --- trials ---------------------------------------------------------------------------------
@@ -101,7 +98,7 @@ def test_trials_stand_in_the_order_of_the_sweep_file_not_of_their_commits(tmp_pa
     trials = four_trials()
     build_store(tmp_path / "demo", trials)
     ids = [t.trial_id for t in reversed(trials)]
-    (tmp_path / "demo" / "sweep" / "1.trials").write_text("\n".join(ids))
+    accept_again(tmp_path / "demo", 1, ids)
 
     results = Results.open(tmp_path / "demo")
 
@@ -364,7 +361,7 @@ def test_the_newest_file_decides_which_trials_are_results_unless_all_are_asked_f
     root = tmp_path / "demo"
     dropped, kept = fake(0, lr=0.1), fake(0, weight_decay=1.0)
     build_store(root, [dropped, kept])
-    accept(root, 2, [kept], axes=["weight_decay"])
+    accept_again(root, 2, [kept.trial_id], axes=["weight_decay"])
 
     newest, everything = Results.open(root), Results.open(root, scope="all")
 
@@ -432,7 +429,7 @@ def test_trends_that_were_not_computed_are_not_an_empty_table(tmp_path, ask):
 
     assert str(caught.value) == (
         f"{root}/trends.parquet does not exist: trends are computed at the end of a run, or by "
-        f"`sweep report {root}`"
+        f"`sweep track {root}`"
     )
     assert results.sql("SELECT 1 AS trends").num_rows == 1  # the word alone is no question
 
@@ -449,7 +446,7 @@ def test_damaged_trends_are_refused_with_the_command_that_makes_them_anew(tmp_pa
 
     assert str(caught.value).startswith(f"{path} is damaged: ")
     assert str(caught.value).endswith(
-        f"Everything in it follows from the store: `sweep report {root}` makes it anew."
+        f"Everything in it follows from the store: `sweep track {root}` makes it anew."
     )
 
 

@@ -25,16 +25,15 @@ from typing import Any
 import pytest
 
 from orchestrator import files, plots
-from orchestrator.curves import curve_key
 from orchestrator.errors import TrackingError
 from orchestrator.expansion import Trial
 from orchestrator.fields import Tracking
 from orchestrator.mlflow_access import LockedError, embedded_uri, only_projector, public
 from orchestrator.schemas import commit_table, seal
 from orchestrator.store import Store
-from orchestrator.tracking import Ledger, Projection, Tracker, check, project
+from orchestrator.tracking import Projection, Tracker, check, connect, project
 from spectral import ScalarRow
-from tests.stores import START, STEPS, FakeTrial, build_store, commit_row
+from tests.stores import START, FakeTrial, build_store, commit_row
 
 pytestmark = [
     pytest.mark.mlflow,
@@ -138,8 +137,8 @@ def row_counts(store: Store) -> dict[str, int]:
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh MLflow database: creating its tables takes seconds, so it is done once and copied."""
     store = build_store(tmp_path_factory.mktemp("database") / "empty", [FakeTrial()])
-    ledger = Ledger(store, None, None)
-    ledger.client.delete_experiment(ledger.experiment_id)
+    ledger = connect(store)
+    ledger.client.delete_experiment(ledger.experiment.id)
     return store.root / "mlflow.db"
 
 
@@ -169,46 +168,13 @@ def lock_free_store(tmp_path: Path) -> Store:
 # --- projection -----------------------------------------------------------------------------------
 
 
-def test_a_first_projection_is_quiet_and_keeps_to_its_folder(tmp_path: Path) -> None:
-    """In a new process: nothing printed, nothing written elsewhere, mlflow imported on use only."""
-    store = build_store(tmp_path / "demo", fakes(0, 1))
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    script = (
-        "import sys; from orchestrator.store import Store; from orchestrator import tracking\n"
-        "assert 'mlflow' not in sys.modules\n"
-        f"result = tracking.project(Store.open({str(store.root)!r}))\n"
-        "assert result.written == 7, result\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
-
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=elsewhere,
-        env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert list(elsewhere.iterdir()) == []
-    before = row_counts(store)
-    again = project(store)
-    assert row_counts(store) == before
-    assert (again.written, again.unchanged, again.removed) == (0, 7, 0)
-    assert str(again) == (
-        f"MLflow experiment 'demo' at sqlite:///{store.root}/mlflow.db is up to date: "
-        "0 runs written, 7 unchanged"
-    )
-
-
 @pytest.mark.usefixtures("without_plots")
 def test_runs_are_nested_below_the_sweep(fresh: Callable[..., Store]) -> None:
     store = fresh("a", fakes(0, 1))
 
-    project(store)
+    result = project(store)
 
+    assert (result.written, result.unchanged, result.removed) == (7, 0, 0)
     shown = [(one[0], one[1], one[2]) for one in content(store)]
     assert shown == [
         ("demo", None, "FINISHED"),
@@ -219,6 +185,22 @@ def test_runs_are_nested_below_the_sweep(fresh: Callable[..., Store]) -> None:
         ("weight_decay=1.0 seed=0", "demo", "FINISHED"),
         ("weight_decay=1.0 seed=1", "demo", "FINISHED"),
     ]
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_a_second_projection_changes_no_row(fresh: Callable[..., Store]) -> None:
+    """Of any table of the database."""
+    store = fresh("a", fakes(0, 1))
+    project(store)
+    before = row_counts(store)
+
+    again = project(store)
+
+    assert row_counts(store) == before
+    assert str(again) == (
+        f"MLflow experiment 'demo' at sqlite:///{store.root}/mlflow.db is up to date: "
+        "0 runs written, 7 unchanged"
+    )
 
 
 class Killed(BaseException):
@@ -275,11 +257,12 @@ def test_a_run_that_was_tampered_with_is_not_duplicated(fresh: Callable[..., Sto
     """Runs made twice by a request that timed out, and runs of trials no file names any more."""
     store, other = fresh("a", fakes(0)), fresh("b", fakes(0))
     project(store)
-    ledger = Ledger(store, None, None)
+    ledger = connect(store)
     twin = ledger.runs["trial", fakes(0)[0].trial_id]
-    ledger.client.create_run(ledger.experiment_id, tags=dict(twin.tags))
+    tags = {k: v for k, v in twin.tags.items() if k != "spectral_sweeps.content"}
+    ledger.client.create_run(ledger.experiment.id, tags=tags)
     foreign = {**twin.tags, "spectral_sweeps.trial_id": "0" * 16}
-    ledger.client.create_run(ledger.experiment_id, tags=foreign)
+    ledger.client.create_run(ledger.experiment.id, tags=foreign)
 
     result = project(store)
 
@@ -292,7 +275,7 @@ def test_a_run_that_was_tampered_with_is_not_duplicated(fresh: Callable[..., Sto
 def test_a_deleted_parent_is_made_anew(fresh: Callable[..., Store]) -> None:
     store, other = fresh("a", fakes(0)), fresh("b", fakes(0))
     project(store)
-    ledger = Ledger(store, None, None)
+    ledger = connect(store)
     ledger.client.delete_run(ledger.parent().run_id)
 
     result = project(store)
@@ -330,17 +313,30 @@ def test_only_one_process_projects_a_store(lock_free_store: Store) -> None:
     )
 
 
+def test_a_store_without_a_driver_run_is_refused(lock_free_store: Store) -> None:
+    """A driver that died between accepting the file and claiming its epoch leaves this."""
+    for path in (lock_free_store.root / "epochs").glob("*.json"):
+        path.unlink()
+
+    with pytest.raises(TrackingError) as caught:
+        project(lock_free_store)
+
+    assert str(caught.value) == (
+        f"{lock_free_store.root} has nothing to show: no sweep was started in it yet."
+    )
+
+
 def test_an_experiment_that_was_deleted_is_left_alone(fresh: Callable[..., Store]) -> None:
     store = fresh("a", fakes(0))
-    ledger = Ledger(store, None, "gone")
-    ledger.client.delete_experiment(ledger.experiment_id)
+    ledger = connect(store, None, "gone")
+    ledger.client.delete_experiment(ledger.experiment.id)
 
     with pytest.raises(TrackingError) as caught:
         project(store, experiment="gone")
 
     assert str(caught.value) == (
         f"the MLflow experiment 'gone' at sqlite:///{store.root}/mlflow.db was deleted. Restore it "
-        f"(mlflow experiments restore -x {ledger.experiment_id}) or name another one in the sweep "
+        f"(mlflow experiments restore -x {ledger.experiment.id}) or name another one in the sweep "
         "file (tracking: {experiment: ...})."
     )
 
@@ -364,7 +360,7 @@ def test_a_metric_can_be_read_while_its_trial_runs(fresh: Callable[..., Store]) 
     """And after the commit, which has other rows, the run is as the store says."""
     trial = FakeTrial(0, {"weight_decay": 0.0, "lr": 0.1})
     store, other = fresh("a", [trial], pending), fresh("b", [trial])
-    ledger = Ledger(store, None, None)
+    ledger = connect(store)
     tracker = Tracker(store, SWEEP)
     tracker.start()
     wrong = ScalarRow("train", "loss", 123.0, None, None, "evaluation", None)
@@ -372,7 +368,7 @@ def test_a_metric_can_be_read_while_its_trial_runs(fresh: Callable[..., Store]) 
     tracker.progress(as_trial(trial), 10, [wrong], START)
 
     query = f"tags.`spectral_sweeps.trial_id` = '{trial.trial_id}'"
-    found = until(lambda: ledger.client.search_runs([ledger.experiment_id], query))
+    found = until(lambda: ledger.client.search_runs([ledger.experiment.id], query))
     until(lambda: ledger.client.get_metric_history(found[0].info.run_id, "train/loss"))
     assert found[0].info.status == "RUNNING"
     assert found[0].info.run_name == "weight_decay=0.0 seed=0"
@@ -429,8 +425,8 @@ def test_a_trial_that_was_stopped_is_shown_as_such(fresh: Callable[..., Store]) 
 
 
 def content_of_running(store: Store) -> list[tuple[str, str]]:
-    ledger = Ledger(store, None, None)
-    runs = ledger.client.search_runs([ledger.experiment_id])
+    ledger = connect(store)
+    runs = ledger.client.search_runs([ledger.experiment.id])
     return [(run.info.run_name, run.info.status) for run in runs]
 
 
@@ -501,9 +497,9 @@ def test_an_outage_costs_nothing_but_a_projection(
     def everywhere(*some: FakeTrial) -> None:
         for tracker, of in zip(trackers, (store, never_down), strict=True):
             for trial in some:
-                show(tracker, trial, rows)
-            if tracker is not None and of.root.exists():
-                tracker.committed(commit(of, *some))
+                # Without a start the run is written anew when its trial is committed.
+                show(tracker, trial, rows, START if tracker is trackers[1] else None)
+            tracker.committed(commit(of, *some))
 
     def finished() -> bool:
         experiment = client.get_experiment_by_name("demo")
@@ -537,39 +533,61 @@ def test_an_outage_costs_nothing_but_a_projection(
 # --- the UI ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("without_plots")
-def test_the_ui_serves_while_runs_are_written_and_leaves_nothing_behind(
-    fresh: Callable[..., Store],
-) -> None:
-    """Another process writes the database under the server's eyes; Ctrl-C ends every process."""
-    store = fresh("a", fakes(0, 1, 2), pending)
-    commit(store, *fakes(0))
-    project(store)
-    script = (
-        "from orchestrator.store import Store; from orchestrator.tracking import serve\n"
-        f"serve(Store.open({str(store.root)!r}), host='127.0.0.1', port=5200)\n"
-    )
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", 5200))
-        ui = subprocess.Popen(
+@pytest.fixture
+def launch_ui(tmp_path: Path) -> Iterator[Callable[[Store, int], subprocess.Popen[str]]]:
+    """Runs `serve` in a process of its own, as `sweep ui` does, over SSH."""
+    started: list[subprocess.Popen[str]] = []
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def launch(store: Store, port: int) -> subprocess.Popen[str]:
+        script = (
+            "import sys; from orchestrator.store import Store\n"
+            "from orchestrator.tracking import serve\n"
+            "assert 'mlflow' not in sys.modules, 'imported before it is needed'\n"
+            f"serve(Store.open({str(store.root)!r}), host='127.0.0.1', port={port})\n"
+        )
+        # What a tracker of this process may have set must not make that one quiet.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
+        ssh = {"SSH_CONNECTION": "198.51.100.1 5 198.51.100.2 22", "USER": "ada"}
+        path = os.pathsep.join(filter(None, sys.path))
+        process = subprocess.Popen(
             [sys.executable, "-c", script],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                "SSH_CONNECTION": "198.51.100.1 5 198.51.100.2 22",
-                "USER": "ada",
-            },
+            cwd=elsewhere,
+            env={**environment, **ssh, "PYTHONPATH": path},
         )
+        started.append(process)
+        return process
+
+    yield launch
+    for process in started:
+        process.terminate()  # ends its server too
+        process.communicate(timeout=60)
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_the_ui_serves_while_runs_are_written_and_leaves_nothing_behind(
+    tmp_path: Path, launch_ui: Callable[[Store, int], subprocess.Popen[str]]
+) -> None:
+    """The database is created without a word and nothing is written elsewhere; another process
+    adds to it under the server's eyes; Ctrl-C ends every process.
+    """
+    store = pending(tmp_path / "a" / "demo", fakes(0, 1, 2))
+    commit(store, *fakes(0))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = taken.getsockname()[1]
+        ui = launch_ui(store, busy)
         assert ui.stdout is not None
         said = [ui.stdout.readline() for _ in range(4)]
     match = re.search(r"http://127\.0\.0\.1:(\d+)/#/experiments/(\d+)/runs\?", said[0])
     assert match is not None, said
     port, experiment = int(match[1]), match[2]
-    assert port > 5200
+    assert busy < port < busy + 50
     assert said[3] == f"  ssh -N -L {port}:127.0.0.1:{port} ada@198.51.100.2\n"
     children = Path(f"/proc/{ui.pid}/task/{ui.pid}/children").read_text().split()
     answers: list[int] = []
@@ -594,8 +612,10 @@ def test_the_ui_serves_while_runs_are_written_and_leaves_nothing_behind(
 
     assert result.written == 7
     assert (ui.returncode, out) == (0, "")
-    assert err.splitlines()[0].endswith("0 runs written, 3 unchanged")
-    assert err.splitlines()[1:] == ["Ctrl-C ends it."]
+    first, *others = err.splitlines()
+    assert first.endswith("is up to date: 3 runs written, 0 unchanged")
+    assert others == ["Ctrl-C ends it."]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
     assert children
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
@@ -711,9 +731,3 @@ def test_the_result_counts_what_was_removed() -> None:
     assert str(Projection("http://h", "e", "1", 2, 3, 4)) == (
         "MLflow experiment 'e' at http://h is up to date: 2 runs written, 3 unchanged, 4 removed"
     )
-
-
-def test_steps_of_the_test_stores_are_few() -> None:
-    """The tests above count on every point being shown."""
-    assert len(STEPS) <= 200
-    assert curve_key("train", "loss") == "train/loss"

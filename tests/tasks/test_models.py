@@ -94,11 +94,12 @@ def test_the_papers_transformer_has_its_number_of_parameters():
 
 
 def test_the_transformer_starts_with_the_papers_distributions():
-    """Embedding and decoder U(±0.1), in_proj Xavier over the fused matrix, the named biases 0."""
+    """U(±0.1) outside the layers, in_proj Xavier over the fused matrix, the named biases 0."""
     model = Transformer(200, 3, 64, 4, 128, layers=2, positions="learned", layer_norm=True)
     model.initialise_(Streams([0]))
     bounds = {
         "embedding.weight": 0.1,
+        "positions": 0.1,
         "decoder.weight": 0.1,
         "layers.0.attention.in_proj_weight": math.sqrt(6 / (64 + 192)),
         "layers.1.attention.out_proj.weight": 1 / 8,

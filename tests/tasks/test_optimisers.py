@@ -75,9 +75,12 @@ def test_a_group_with_different_settings_steps_as_torch_does_trial_by_trial(kind
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
-def test_an_update_is_the_same_bits_alone_and_in_company(kind):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [3, 13, 192])
+def test_an_update_is_the_same_bits_alone_and_in_company(kind, dtype, size):
+    """Also where the rows end in the middle of a vector register."""
     configs = [TrainingConfig(optimizer=kind, clip=1.0, **own) for own in GROUPS[kind]]
-    start, gradients = torch.randn(3, 192), torch.randn(6, 3, 192)
+    start, gradients = torch.randn(3, size, dtype=dtype), torch.randn(6, 3, size, dtype=dtype)
 
     together = ours(configs, start, gradients, CHUNK - 3)
 

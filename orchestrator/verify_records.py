@@ -1,0 +1,95 @@
+"""Check the records of a store: its epochs, and the versions of its sweep file.
+
+Each carries a checksum of itself. What they should say besides follows from one another: epochs are
+numbered without a gap and name the sweep version they ran and the commit segments they had seen.
+See `orchestrator.verify`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import DamageError
+from orchestrator.files import checksum, unseal_json
+from orchestrator.schemas import FORMAT_VERSION
+
+UNREAD = "No result of this store is read until it is restored from a backup."
+
+
+def epochs_of(root: Path, damage: list[str]) -> dict[int, dict[str, Any]]:
+    """Epoch number -> its record, of those that can be read; what is wrong is added to `damage`."""
+    folder = root / "epochs"
+    epochs: dict[int, dict[str, Any]] = {}
+    for path in sorted(folder.glob("[0-9]*.json")):
+        try:
+            facts = unseal_json(path)
+            if path.name != f"{facts['epoch']:06d}.json":
+                raise DamageError(f"{path} is damaged: it says that it is epoch {facts['epoch']}")
+            if facts["format"] != FORMAT_VERSION:
+                raise DamageError(
+                    f"{path} is damaged: it says that its format is {facts['format']}"
+                )
+            facts["seen"] = {int(epoch): int(last) for epoch, last in facts["seen"].items()}
+            epochs[int(facts["epoch"])] = facts
+        except DamageError as error:
+            damage.append(f"{error}. {UNREAD}")
+    on_disk = {int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdigit()}
+    named = {earlier for facts in epochs.values() for earlier in facts["seen"]}
+    named |= {int(path.name[:6]) for path in (root / "trials").glob("[0-9]*.arrow")}
+    for n in sorted({*range(1, max(on_disk | named, default=1) + 1)} - on_disk):
+        damage.append(
+            f"{folder / f'{n:06d}.json'} is missing: the commits of epoch {n} do not count without "
+            "it. Restore it from a backup."
+        )
+    for n in sorted(epochs):
+        later = {m: facts["seen"].get(n) for m, facts in epochs.items() if m > n}
+        if len(set(later.values())) > 1 or None in later.values():
+            said = ", ".join(f"epoch {m} says {last}" for m, last in sorted(later.items()))
+            damage.append(
+                f"{folder} is damaged: later epochs disagree on the last commit segment of epoch "
+                f"{n} ({said}). Restore the folder from a backup."
+            )
+    return epochs
+
+
+def sweeps_of(
+    root: Path, epochs: Mapping[int, Mapping[str, Any]], damage: list[str]
+) -> tuple[set[str], str]:
+    """Trials that any version of the sweep file names, and where the newest one came from.
+
+    What is wrong with a version that counts is added to `damage`.
+    """
+    folder = root / "sweep"
+    numbers = {int(path.stem) for path in folder.glob("[0-9]*.*") if path.stem.isdigit()}
+    numbers |= {int(facts["sweep"]) for facts in epochs.values()}
+    trial_ids: set[str] = set()
+    source = "FILE"
+    for n in range(1, max(numbers, default=0) + 1):
+        path = folder / f"{n}.json"
+        accepted = any(facts["sweep"] == n for facts in epochs.values()) or n < max(numbers)
+        if not path.exists() and not accepted:
+            continue  # a driver died while it accepted this version; the next one writes it again
+        try:
+            if not path.exists():
+                raise DamageError(f"{path} is missing")
+            facts = unseal_json(path)
+            source = str(facts["source"])
+            _read(folder / f"{n}.yaml", facts["checksums"]["yaml"])
+            trial_ids.update(_read(folder / f"{n}.trials", facts["checksums"]["trials"]).split())
+        except DamageError as error:
+            damage.append(f"{error}. {UNREAD}")
+    return trial_ids, source
+
+
+def _read(path: Path, expected: str) -> str:
+    try:
+        payload = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DamageError(f"{path} is missing") from error
+    except OSError as error:
+        raise DamageError(f"{path} is damaged: {error}") from error
+    if checksum(payload) != expected:
+        raise DamageError(f"{path} is damaged: its content does not match its checksum")
+    return payload.decode()
