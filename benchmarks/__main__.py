@@ -28,11 +28,11 @@ def main() -> None:
         if name not in MEASURE:
             parser.error(f"unknown benchmark {name!r}; there are {', '.join(MEASURE)}")
     for name in given.names or MEASURE:
-        before, began = figures.load(), time.monotonic()
+        before, began = figures.others(), time.monotonic()
         print(f"{name}: measuring ...", flush=True)
         report = MEASURE[name](quick=given.quick)
         report.machine = figures.machine()
-        report.load = (before, figures.load())
+        report.others = (before, figures.others())
         report.measured_at = datetime.now(UTC).date().isoformat()
         written = report.write()
         print(page.section(report))

@@ -47,6 +47,12 @@ class Bare:
         return sum(self.spans) / len(self.trials)
 
 
+def noise(runs: Sequence[Bare]) -> float:
+    """Half the range of the seconds per trial of equal runs: what this machine cannot resolve."""
+    seconds = [run.seconds_per_trial for run in runs]
+    return (max(seconds) - min(seconds)) / 2
+
+
 def run(
     file: str,
     overrides: Sequence[str] = (),

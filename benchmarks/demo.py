@@ -26,7 +26,7 @@ def measure(*, quick: bool) -> Report:
                 for trial_id, timed in before.trials.items()
             }
         )
-        for run, before, after in zip(reals, bares, bares[1:], strict=False)
+        for run, before, after in zip(reals, bares[:-1], bares[1:], strict=True)
     ]
     # What a fresh process still has to do when its first trial begins: build it, measure step 0.
     first_step = mean(process[0].first_step for run in bares for process in run.processes)
@@ -40,6 +40,7 @@ def measure(*, quick: bool) -> Report:
                 "",
                 [min(each) for each in efficiencies],
                 least=0.85,
+                noise=bare.noise(bares) / mean(run.seconds_per_trial for run in reals),
             ),
             Figure("the same, the better slot", "", [max(each) for each in efficiencies]),
             Figure("bare, per trial", "s", [run.seconds_per_trial for run in bares]),

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,21 +18,28 @@ from orchestrator import environment
 OUT = REPOSITORY / "benchmarks" / "out"
 
 BUSY = 0.25
-"""Load of the minute before a benchmark above which its page says that the machine was busy."""
+"""Cores kept busy by others, before or after a benchmark, above which it judges no claim."""
 
 
 @dataclass(frozen=True)
 class Figure:
     """One line of a table: a quantity, measured once per repeat.
 
-    `most` or `least` is the claim: the median has to be at most or at least that.
+    Attributes:
+        what: what it is.
+        unit: of the values; empty for a ratio.
+        values: one per repeat.
+        most: the claim is that the quantity is at most this; None: there is no such claim.
+        least: likewise, at least this.
+        noise: by how much a value may be off, judged by how far equal runs of the rival differ.
     """
 
     what: str
-    unit: str  # "" for a ratio
+    unit: str
     values: Sequence[float]
     most: float | None = None
     least: float | None = None
+    noise: float = 0.0
 
     @property
     def median(self) -> float:
@@ -39,26 +47,33 @@ class Figure:
 
     @property
     def claim(self) -> str:
-        """The claim and whether it held, or nothing if there is none."""
+        """The claim, or nothing if there is none."""
         if self.most is not None:
-            limit, held = f"<= {self.most:g}", self.median <= self.most
-        elif self.least is not None:
-            limit, held = f">= {self.least:g}", self.median >= self.least
+            return f"<= {self.most:g} {self.unit}".rstrip()
+        return f">= {self.least:g} {self.unit}".rstrip() if self.least is not None else ""
+
+    @property
+    def verdict(self) -> str:
+        """Whether these values decide the claim."""
+        lowest, highest = min(self.values) - self.noise, max(self.values) + self.noise
+        if self.most is not None:
+            held, missed = highest <= self.most, lowest > self.most
         else:
-            return ""
-        return f"{limit} {self.unit}".strip() + (": held" if held else ": **missed**")
+            assert self.least is not None
+            held, missed = lowest >= self.least, highest < self.least
+        return "held" if held else "**missed**" if missed else "**undecided**"
 
 
 @dataclass
 class Report:
-    """One benchmark, as it lies in benchmarks/out/<name>.json."""
+    """One benchmark, as it lies in benchmarks/out/<name>.json (a quick one: <name>-quick.json)."""
 
     name: str
     quick: bool
     figures: list[Figure]
     raw: dict[str, Any] = field(default_factory=dict)  # every timing the figures are made of
     machine: dict[str, Any] = field(default_factory=dict)
-    load: tuple[float, float] = (0.0, 0.0)  # of the minute before, and of the last minute
+    others: tuple[float, float] = (0.0, 0.0)  # cores kept busy by others, before and after
     measured_at: str = ""
 
     @property
@@ -67,28 +82,42 @@ class Report:
 
     @property
     def busy(self) -> bool:
-        """Others kept more than a quarter of a core busy when it began."""
-        return self.load[0] > BUSY
+        return max(self.others) > BUSY
+
+    @property
+    def judged(self) -> bool:
+        """Whether its figures may decide a claim."""
+        return not (self.quick or self.busy)
 
     def write(self) -> Path:
-        path = OUT / f"{self.name}.json"
+        path = OUT / (f"{self.name}-quick.json" if self.quick else f"{self.name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
         return path
 
     @classmethod
     def read(cls, name: str) -> Report | None:
-        path = OUT / f"{name}.json"
-        if not path.exists():
-            return None
-        content = json.loads(path.read_text())
-        content["figures"] = [Figure(**figure) for figure in content["figures"]]
-        return cls(**content)
+        """What the last full run left, else the last quick one, else None."""
+        for path in (OUT / f"{name}.json", OUT / f"{name}-quick.json"):
+            if path.exists():
+                content = json.loads(path.read_text())
+                content["figures"] = [Figure(**figure) for figure in content["figures"]]
+                return cls(**content)
+        return None
 
 
-def load() -> float:
-    """Processes that wanted a core in the last minute, on average."""
-    return os.getloadavg()[0]
+def others(seconds: float = 2.0) -> float:
+    """Cores that the rest of the machine keeps busy, while this process sleeps."""
+    before = _busy_ticks()
+    time.sleep(seconds)
+    return (_busy_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
+
+
+def _busy_ticks() -> int:
+    user, nice, system, _, _, interrupts, soft, stolen = map(
+        int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9]
+    )
+    return user + nice + system + interrupts + soft + stolen
 
 
 def machine() -> dict[str, Any]:

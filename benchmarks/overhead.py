@@ -40,6 +40,7 @@ def measure(*, quick: bool) -> Report:
                 "ms",
                 [1000 * (run.seconds_per_trial - b) for run, b in zip(reals, beside, strict=True)],
                 most=TINY_MS,
+                noise=1000 * bare.noise(bares),
             ),
             Figure(
                 "one durable file of 4 KB: write, fsync, link, fsync of the folder", "ms", fsyncs

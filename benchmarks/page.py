@@ -14,8 +14,10 @@ HEAD = """# Benchmarks
 
 Written by `python -m benchmarks --write`; `make bench` measures everything again without writing.
 Every figure is compared with a rival that ran on the same machine in the same minutes, before and
-after it. Of several repeats the table shows the smallest, the median and the largest; a claim is
-held against the median. All timings behind a table are in `benchmarks/out/<name>.json` after a run.
+after it. Of several repeats the table shows the smallest, the median and the largest. A claim is
+held or missed if every repeat says so and would still say so if it were off by half the range of
+the equal bare runs; else it is undecided. After a run, all timings behind a table are in
+`benchmarks/out/<name>.json`.
 
 **Bare** is the rival of the first two tables: the body of a trial and its snapshots at the same
 steps (build, `train_step`, `evaluate`, `take_snapshot`), in two processes at once with one thread
@@ -51,8 +53,19 @@ conversion of its rows into the buffer of a shard, not the shard's way to the di
 def write(names: Sequence[str]) -> Path:
     """Write the page from whichever of these reports exist."""
     reports = [report for name in names if (report := Report.read(name)) is not None]
-    PAGE.write_text("\n".join([HEAD, *map(section, reports)]))
+    PAGE.write_text("\n".join([HEAD, _claims(reports), *map(section, reports)]).rstrip() + "\n")
     return PAGE
+
+
+def _claims(reports: Sequence[Report]) -> str:
+    lines = ["## Claims", "", "| figure | median | claim | again |", "|---|--:|---|---|"]
+    for report in reports:
+        for figure in report.figures:
+            if figure.claim:
+                median = f"{_digits(figure.median)} {figure.unit}".rstrip()
+                claim = _claim(figure, report.judged)
+                lines.append(f"| {figure.what} | {median} | {claim} | `{report.command}` |")
+    return "\n".join([*lines, ""])
 
 
 def section(report: Report) -> str:
@@ -63,7 +76,7 @@ def section(report: Report) -> str:
         "",
         "| figure | unit | repeats | min | median | max | claim |",
         "|---|---|--:|--:|--:|--:|---|",
-        *map(_row, report.figures),
+        *(_row(figure, report.judged) for figure in report.figures),
         "",
         *_circumstances(report),
         "",
@@ -71,11 +84,18 @@ def section(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _row(figure: Figure) -> str:
+def _row(figure: Figure, judged: bool) -> str:
     numbers = (min(figure.values), figure.median, max(figure.values))
     shown = " | ".join(_digits(number) for number in numbers)
     unit = figure.unit or "ratio"
-    return f"| {figure.what} | {unit} | {len(figure.values)} | {shown} | {figure.claim} |"
+    claim = _claim(figure, judged)
+    return f"| {figure.what} | {unit} | {len(figure.values)} | {shown} | {claim} |"
+
+
+def _claim(figure: Figure, judged: bool) -> str:
+    if not figure.claim:
+        return ""
+    return f"{figure.claim}: {figure.verdict if judged else 'not judged'}"
 
 
 def _digits(number: float) -> str:
@@ -86,15 +106,18 @@ def _circumstances(report: Report) -> list[str]:
     machine = dict(report.machine)
     cpu, cores = machine.pop("cpu"), machine.pop("cores")
     rest = ", ".join(f"{name} {version}" for name, version in machine.items())
-    before, after = report.load
+    before, after = report.others
     lines = [
-        f"{report.measured_at}, {cpu}, {cores} cores, {rest}. Load in the minute before the start "
-        f"{before:.1f}, in the last minute {after:.1f} (of which the benchmark itself about 2)."
+        f"{report.measured_at}, {cpu}, {cores} cores, {rest}. Other work kept {before:.1f} cores "
+        f"busy before the benchmark and {after:.1f} after it."
     ]
     if report.busy:
-        lines.append("**The machine was busy with other work: the absolute times are too long.**")
+        lines.append(
+            "**Measured on a busy machine: absolute times are too long, comparisons are noisy, and "
+            "no claim is judged.**"
+        )
     if report.quick:
         lines.append(
-            "**A quick run: fewer steps, fewer trials, one repeat. No claim rests on it.**"
+            "**A quick run, with fewer steps, fewer trials and one repeat: no claim is judged.**"
         )
     return lines

@@ -233,10 +233,13 @@ def show(target: Target, trial: str, as_json: Json = False) -> None:
         _print_json(rows)
         return
     for row in rows:
-        error = row.pop("error") or ""
+        error, shards = row.pop("error") or "", row.pop("shards") or ()
+        row["params"] = ", ".join(f"{k}={v}" for k, v in json.loads(row["params"]).items())
         for name, value in row.items():
             if value not in (None, [], ""):
                 out.print(f"{name:<13} {value}", markup=False)
+        for shard in shards:
+            out.print(f"{'shard':<13} {shard['path']}, {shard['rows']} rows", markup=False)
         if error:
             out.print(error, markup=False)
         out.print()

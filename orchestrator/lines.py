@@ -204,10 +204,10 @@ def _label(level: Any, counts: dict[str, int]) -> str:
 
 def rows_of(scalars: pa.Table, metric: str, subject: str | None = None) -> pa.Table:
     """The rows of a metric, of all subjects or of one."""
-    scalars = scalars.filter(pc.equal(scalars.column("metric"), metric))
-    if subject is None:
-        return scalars
-    return scalars.filter(pc.equal(scalars.column("subject"), subject))
+    wanted = pc.equal(scalars.column("metric"), metric)
+    if subject is not None:
+        wanted = pc.and_(wanted, pc.equal(scalars.column("subject"), subject))
+    return scalars.filter(wanted)
 
 
 def drawable(trials: pa.Table) -> pa.Table:

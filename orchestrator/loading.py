@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -101,12 +102,15 @@ def print_query(table: pa.Table, format_: str | None, console: Console) -> None:
         sys.stdout.flush()
         write_table(table, format_, sys.stdout.buffer)
         return
-    shown = Table(header_style="bold", box=rich.box.SIMPLE_HEAD)
-    for name in table.column_names:
-        shown.add_column(name.replace("[", "\\["))
-    for row in table.slice(0, 1000).to_pylist():
-        shown.add_row(*(_cell(value) for value in row.values()))
-    console.print(shown)
+    shown = Table(header_style="bold", box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    rows = [[_cell(value) for value in row.values()] for row in table.slice(0, 1000).to_pylist()]
+    for index, name in enumerate(table.column_names):
+        longest = max((len(row[index]) for row in rows), default=0)
+        shown.add_column(name.replace("[", "\\["), no_wrap=True, min_width=min(12, longest))
+    for row in rows:
+        shown.add_row(*row)
+    # A terminal cuts what it has no room for; into a pipe or a file nothing is cut.
+    (console if console.is_terminal else Console(width=10_000)).print(shown)
     if table.num_rows > 1000:
         console.print(f"the first 1000 of {table.num_rows} rows; --format csv prints all")
 
@@ -145,10 +149,17 @@ def describe_task(name: str) -> Table:
         task_class = tasks.resolve(name)
     except tasks.TaskError as error:
         raise UserError(str(error)) from error
-    rows = []
+    table = Table(
+        title=f"{name} (version {task_class.version})",
+        title_justify="left",
+        header_style="bold",
+        box=rich.box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("parameter", no_wrap=True)
+    table.add_column("default", no_wrap=True)
+    table.add_column("meaning")
     for field_name, field in task_class.Config.model_fields.items():
-        default = "required" if field.is_required() else repr(field.default)
-        rows.append([field_name, default, field.description or ""])
-    table = grid(f"{name} (version {task_class.version})", ["parameter", "default", ""], rows)
-    table.columns[2].justify = "left"
+        default = "required" if field.is_required() else json.dumps(field.default)
+        table.add_row(field_name, default.replace("[", "\\["), field.description or "")
     return table

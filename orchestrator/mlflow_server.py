@@ -51,7 +51,7 @@ def serve(store: Store, host: str = "127.0.0.1", port: int = 5000) -> None:
         print("a running sweep keeps MLflow up to date", file=sys.stderr)
         _wait_for_database(store)
     chosen = free_port(host, port)
-    with launched(store, host, chosen) as process:
+    with contextlib.suppress(KeyboardInterrupt), launched(store, host, chosen) as process:
         base = f"http://{_shown(host)}:{chosen}"
         runs, curves = links(base, store.sweeps()[-1].name, store_id(store))
         print(f"runs:   {runs}\ncurves: {curves}", flush=True)
@@ -60,9 +60,8 @@ def serve(store: Store, host: str = "127.0.0.1", port: int = 5000) -> None:
             print("This is a remote machine. On your own, first run:")
             print(f"  ssh -N -L {chosen}:{_shown(host)}:{chosen} {here}", flush=True)
         print("Ctrl-C ends it.", file=sys.stderr, flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            code = process.wait()
-            raise TrackingError(f"the MLflow server ended by itself with exit code {code}")
+        code = process.wait()
+        raise TrackingError(f"the MLflow server ended by itself with exit code {code}")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from orchestrator.plots import sweep_figures
+from orchestrator.plots import few_of, sweep_figures
 from tests.orchestrator.tables import curve, scalars_table, spectra_table, trials_table
 from tests.orchestrator.test_lines import legend_of, lines_of, two_levels
 
@@ -107,6 +107,67 @@ def test_heads_are_left_out_when_there_are_many_and_the_title_counts():
     assert figure.get_suptitle().splitlines()[0] == (
         "Effective rank / full rank over steps (8 of 16 matrices)"
     )
+
+
+def many(num_configs, num_seeds, num_levels):
+    """Trials t<configuration>-<seed>, the last seed first; level i has every i-th configuration."""
+    keys = [(c, s) for s in reversed(range(num_seeds)) for c in range(num_configs)]
+    rows = [(f"t{c}-{s}", f"c{c:03}", s, "completed") for c, s in keys]
+    return trials_table(*rows, lr=[float(c % num_levels) for c, _ in keys])
+
+
+def test_of_many_trials_the_first_seeds_are_drawn_with_the_mean_over_all():
+    """Ten configurations of 30 seeds: 20 of each make 200. The value is the seed."""
+    trials = many(10, 30, 5)
+    ids, seeds = (trials[name].to_pylist() for name in ("trial_id", "seed"))
+    scalars = scalars_table(
+        *(row for i, s in zip(ids, seeds, strict=True) for row in curve(i, [s / 100, s / 100]))
+    )
+
+    (figure,) = sweep_figures(trials, scalars, spectra_table(), ["lr"]).values()
+
+    lines = lines_of(figure.axes[0])
+    configs = {f"c{c:03}": lines.pop(f"c{c:03}") for c in range(10)}
+    assert set(lines) == {f"t{c}-{s}" for c in range(10) for s in range(20)}
+    assert configs["c000"][1] == pytest.approx([0.145, 0.145])  # (0 + ... + 29) / 30 / 100
+    assert figure.get_suptitle() == (
+        "Error over steps (200 of 300 trials drawn)\n"
+        "thin: one trial (dashed: diverged or pruned), thick: mean over all seeds"
+    )
+    assert legend_of(figure)[1][0] == "0.0: 60 trials"
+
+
+def test_two_hundred_trials_are_all_drawn():
+    """The twin of the test above: one trial fewer than too many."""
+    trials = many(20, 10, 5)
+    scalars = scalars_table(*(row for i in trials["trial_id"].to_pylist() for row in curve(i, [1])))
+
+    (figure,) = sweep_figures(trials, scalars, spectra_table(), ["lr"]).values()
+
+    assert len(lines_of(figure.axes[0])) == 200 + 20
+    assert figure.get_suptitle().splitlines()[0] == "Error over steps"
+
+
+@pytest.mark.parametrize(
+    ("num_configs", "num_seeds", "num_levels"),
+    [(10, 30, 5), (199, 3, 7), (201, 2, 3), (300, 1, 150), (1000, 1, 1000)],
+)
+def test_no_level_is_missing_among_the_trials_that_are_drawn(num_configs, num_seeds, num_levels):
+    trials = many(num_configs, num_seeds, num_levels)
+
+    few = few_of(trials, "lr")
+
+    assert 100 < few.num_rows <= 200
+    assert len(set(few["lr"].to_pylist())) == min(num_levels, 200)
+    assert len(set(few["config_id"].to_pylist())) >= min(num_configs, 150)
+    seeds = {}
+    for row in few.to_pylist():
+        seeds.setdefault(row["config_id"], set()).add(row["seed"])
+    assert all(found == set(range(len(found))) for found in seeds.values()), "the first seeds"
+    assert max(map(len, seeds.values())) - min(map(len, seeds.values())) <= 1
+    by_id = trials.sort_by("trial_id")
+    assert set(few_of(by_id, "lr")["trial_id"].to_pylist()) == set(few["trial_id"].to_pylist())
+    assert {few_of(trials, None).num_rows, few_of(few, "lr").num_rows} == {200, few.num_rows}
 
 
 def test_panels_of_unequal_length_share_the_longest_step_axis():
