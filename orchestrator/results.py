@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from orchestrator.columns import (
     Names,
@@ -37,7 +36,7 @@ from orchestrator.columns import (
     varying,
 )
 from orchestrator.errors import DamageError, QueryError
-from orchestrator.schemas import TABLES, TRIALS
+from orchestrator.schemas import TABLES, TRIALS, read_parquet
 from orchestrator.store import Store
 
 if TYPE_CHECKING:
@@ -336,7 +335,7 @@ class Results:
                 f"`sweep track {self.root}`"
             )
         try:
-            return pq.read_table(pa.BufferReader(self._trends)).replace_schema_metadata(None)
+            return read_parquet(self._trends).replace_schema_metadata(None)
         except (pa.ArrowException, OSError) as error:
             raise DamageError(
                 f"{path} is damaged: {error}. Everything in it follows from the store: "

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from orchestrator.errors import DamageError, StoreError
 from orchestrator.files import checksum
@@ -85,6 +86,10 @@ TABLES: Mapping[str, pa.Schema] = {"scalars": SCALARS, "spectra": SPECTRA}
 RESULTS = ("completed", "diverged", "pruned")
 """Statuses that are a result; `failed` and `lost` are history."""
 
+# Arrow's own threads may let go of a Python buffer while the interpreter is ending, which aborts
+# the process (seen with pyarrow 25.0.1); our files are too small to gain from them.
+_ONE_THREAD = pa.ipc.IpcReadOptions(use_threads=False)
+
 TRIALS_KEY = b"spectral_sweeps.trials"
 """Metadata of a shard: JSON list of its trials' id, configuration, seed and parameters."""
 
@@ -112,7 +117,7 @@ def decode(payload: bytes, schema: pa.Schema, name: str) -> pa.Table:
         StoreError: the file was written by another format version.
     """
     try:
-        table = pa.ipc.open_file(pa.BufferReader(payload)).read_all()
+        table = pa.ipc.open_file(pa.BufferReader(payload), options=_ONE_THREAD).read_all()
     except (pa.ArrowException, OSError) as error:
         raise DamageError(f"{name} is damaged: not a complete Arrow file ({error})") from error
     version = (table.schema.metadata or {}).get(_VERSION_KEY, b"?").decode(errors="replace")
@@ -125,6 +130,15 @@ def decode(payload: bytes, schema: pa.Schema, name: str) -> pa.Table:
     if plain.schema != schema:
         raise DamageError(f"{name} is damaged: its columns are not those of the table")
     return plain
+
+
+def read_parquet(payload: bytes) -> pa.Table:
+    """A Parquet file as a table, read without Arrow's threads.
+
+    Raises:
+        pyarrow.ArrowException: the bytes are no complete Parquet file.
+    """
+    return pq.ParquetFile(pa.BufferReader(payload)).read(use_threads=False)
 
 
 def trials_of(payload: bytes) -> list[dict[str, Any]]:

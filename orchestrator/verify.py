@@ -14,11 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from orchestrator import checkpoints
 from orchestrator.errors import DamageError, StoreError
-from orchestrator.schemas import RESULTS, TABLES, TRIALS, unseal
+from orchestrator.schemas import RESULTS, TABLES, TRIALS, read_parquet, unseal
 from orchestrator.store import Store
 from orchestrator.verify_records import UNREAD, epochs_of, sweeps_of
 
@@ -252,7 +251,7 @@ def _trends(root: Path, report: Report) -> None:
     path = root / "trends.parquet"
     try:
         if path.exists():
-            pq.read_table(pa.BufferReader(path.read_bytes()))
+            read_parquet(path.read_bytes())
     except (pa.ArrowException, OSError) as error:
         report.damage.append(
             f"{path} is damaged: {error}: no result is lost; `sweep track {root}` makes it anew"
