@@ -304,8 +304,9 @@ def track(
     from orchestrator.tracking import project
 
     store = loading.open_store(target)
-    summaries.write(store)
-    projection = project(store, uri=uri or loading.tracking_uri(store))
+    summaries.ensure(store)
+    named, experiment = loading.tracking(store)
+    projection = project(store, uri=uri or named, experiment=experiment)
     out.print(str(projection), markup=False)
 
 

@@ -247,11 +247,15 @@ def _put(node: Node, names: tuple[str, ...], value: Node, place: Node, problems:
     )
 
 
-def tracking_uri(text: str, overrides: Sequence[str] = ()) -> str | None:
-    """The tracking server's URI that a sweep file names, read without its task; None if none is."""
+def tracking(text: str, overrides: Sequence[str] = ()) -> tuple[str | None, str | None]:
+    """The tracking server's URI and the experiment that a sweep file names, None where it does not.
+
+    Read without the file's task, whose code need not be there to follow its results.
+    """
     problems = Problems()
     root = read(text, problems)
     node = root and override(root, overrides, problems)
-    for key in ("tracking", "uri"):
-        node = node.value.get(key) if node and isinstance(node.value, dict) else None
-    return node.value if node and isinstance(node.value, str) else None
+    node = node.value.get("tracking") if node and isinstance(node.value, dict) else None
+    named = node.value if node and isinstance(node.value, dict) else {}
+    uri, experiment = (named[key].value if key in named else None for key in ("uri", "experiment"))
+    return uri, experiment

@@ -169,6 +169,7 @@ def run_sweep(
             checkpoint_seconds=sweep.checkpoint_seconds,
             source_hash=source_hash,
             keep=options.keep,
+            live=projector is not None,
             facts=json.dumps(facts, sort_keys=True),
         )
         run = _Run(sweep, options, session, observer)
@@ -217,7 +218,6 @@ class _Run:
         self._oldest_row = 0.0
         self._running: dict[tuple[str, ...], Assignment] = {}
         self._interrupts = 0
-        self._committed = 0  # rows of this run
 
         history = planning.history(session.store)
         scope = list(options.only) if options.only is not None else None
@@ -335,19 +335,15 @@ class _Run:
         except BaseException:
             self._rows = rows  # not committed: a later flush may still succeed
             raise
-        self._committed += len(rows)
         finished = [row["trial_id"] for row in rows if row["status"] in RESULTS]
         self.session.discard_checkpoints(finished)
         if self.tracker is not None and rows:
             self.tracker.committed([row["trial_id"] for row in rows])
 
     def summarise(self) -> None:
-        """Write trends and plots, unless nothing has changed since they were written."""
-        store = self.session.store
-        if not self._committed and (store.root / "trends.parquet").exists():
-            return
+        """Write trends and plots, if anything has changed since they were written."""
         try:
-            summaries.write(store)
+            summaries.ensure(self.session.store)
         except UserError as error:  # trials that cannot be compared are results all the same
             self.observer.message(f"no trends and plots: {error}")
 

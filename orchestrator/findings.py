@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from orchestrator.aggregate import Estimate, FinalRow, IncomparableTrialsError, final_table
+from orchestrator import summaries
+from orchestrator.aggregate import Estimate, FinalRow, final_table
 from orchestrator.curves import shown_rows
+from orchestrator.errors import UserError
 from orchestrator.projection import MAX_RUNS, PREFIX, Plan
 from orchestrator.results import Results
-from orchestrator.schemas import RESULTS, TABLES
+from orchestrator.schemas import RESULTS, read_parquet
 from orchestrator.store import Store
 
-MAX_SPECTRA = 50_000
-"""Rows of the spectra table that plots are drawn from; a sweep with more has no plot of them."""
 MAX_TRENDS = 50_000
 _MOST_LINES = 20  # configurations listed in the description
 
@@ -47,10 +47,12 @@ def collect(store: Store, plan: Plan) -> tuple[str, dict[str, bytes]]:
     try:
         final = final_table(trials, scalars, axes)
         files["tables/final.csv"] = _final_csv(final, axes)
-        files |= _trends(trials, scalars, axes) | _plots(store, outcomes, trials, scalars, axes)
-    except IncomparableTrialsError as error:
+        summaries.ensure(store)
+    except UserError as error:
         return f"{note}\n\nNo plots and no tables: {error}\n", files
-    return note + _final_lines(final, axes), files
+    for path in sorted((store.root / "report").glob("*.png")):
+        files[f"plots/{path.name}"] = path.read_bytes()
+    return note + _final_lines(final, axes), files | _trends(store)
 
 
 def _introduction(store: Store, plan: Plan) -> str:
@@ -109,31 +111,11 @@ def _final_lines(final: Sequence[FinalRow], axes: Sequence[str]) -> str:
     return "\n" + "\n".join(lines) + "\n"
 
 
-def _trends(trials: pa.Table, scalars: pa.Table, axes: Sequence[str]) -> dict[str, bytes]:
-    from orchestrator import trends
-
-    table = trends.fit(trials, scalars, axes)
+def _trends(store: Store) -> dict[str, bytes]:
+    table = read_parquet((store.root / "trends.parquet").read_bytes()).replace_schema_metadata(None)
     table = table.filter(pc.not_equal(table["kind"], "trajectory"))  # those have a run each
     if table.num_rows > MAX_TRENDS:
         return {}
     sink = pa.BufferOutputStream()
     pa.csv.write_csv(table, sink)
     return {"tables/trends.csv": bytes(sink.getvalue())}
-
-
-def _plots(
-    store: Store, outcomes: pa.Table, trials: pa.Table, scalars: pa.Table, axes: Sequence[str]
-) -> dict[str, bytes]:
-    from orchestrator import plots
-
-    shards = (shard for row in outcomes["shards"].to_pylist() for shard in row or ())
-    paths = {shard["path"]: shard["rows"] for shard in shards if shard["table"] == "spectra"}
-    few = sum(paths.values()) <= MAX_SPECTRA
-    spectra = store.scan("spectra", outcomes) if few else TABLES["spectra"].empty_table()
-    files = {}
-    for name, figure in plots.sweep_figures(trials, scalars, spectra, axes).items():
-        image = io.BytesIO()
-        # No version in the file: the same figure gives the same bytes.
-        figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
-        files[f"plots/{name}.png"] = image.getvalue()
-    return files

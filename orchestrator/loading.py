@@ -64,12 +64,12 @@ def projector(sweep: Sweep) -> Callable[[Store], Projector] | None:
     return lambda store: tracking.Tracker(store, sweep, sweep.tracking.uri)
 
 
-def tracking_uri(store: Store) -> str | None:
-    """The tracking URI that the newest sweep file of a store names, or None."""
-    from orchestrator.document import tracking_uri as read
+def tracking(store: Store) -> tuple[str | None, str | None]:
+    """The tracking URI and the experiment that the newest sweep file of a store names, or None."""
+    from orchestrator import document
 
     records = store.sweeps()
-    return read(records[-1].text, records[-1].overrides) if records else None
+    return document.tracking(records[-1].text, records[-1].overrides) if records else (None, None)
 
 
 def trial_history(store: Store, prefix: str) -> list[dict[str, Any]]:

@@ -76,8 +76,9 @@ class Session:
 
     def discard_checkpoints(self, trial_ids: Iterable[str]) -> None:
         """Remove the checkpoints of trials whose result is committed."""
-        for trial_id in trial_ids:
-            with files.storage_errors(self.store.root / "checkpoints" / trial_id, "remove"):
+        folder = self.store.root / "checkpoints"
+        with files.storage_errors(folder, "remove"):
+            for trial_id in {path.name for path in folder.iterdir()}.intersection(trial_ids):
                 checkpoints.discard(self.store.root, trial_id)
 
     def close(self) -> None:

@@ -7,13 +7,19 @@ writes it again, and deleting it loses nothing.
 from __future__ import annotations
 
 import io
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator import aggregate, trends
+from orchestrator.errors import UserError
+from orchestrator.files import checksum
 from orchestrator.results import Results
+from orchestrator.schemas import SPECTRA
 from orchestrator.store import Store
 
 WIDE = 5
@@ -22,30 +28,61 @@ MOST_ROWS = 40
 MOST_MATRICES = 4
 
 
-def write(store: Store) -> None:
-    """Fit the trends of a store's newest sweep file and draw its plots.
+MAX_ROWS = {"scalars": 20_000_000, "spectra": 50_000}
+"""Rows that fit into memory; a larger sweep has no trends, or no plot of spectra."""
+_BASIS = b"spectral_sweeps.basis"
 
-    Writes `trends.parquet` and `report/<name>.png`.
+
+def ensure(store: Store) -> None:
+    """Fit trends and draw plots of a store's newest sweep file, unless that is done already.
+
+    Writes `report/<name>.png`, then `trends.parquet`, which carries a fingerprint of the commits it
+    was made from. Nothing is written while there are no results.
 
     Raises:
-        UserError: trials that cannot be compared, for example with unequal steps.
+        UserError: trials that cannot be compared, for example with unequal steps, or too many rows.
         StoreError: the storage refuses.
     """
+    outcomes = store.outcomes()
+    if not outcomes.num_rows:
+        return
+    keys = zip(outcomes["trial_id"].to_pylist(), outcomes["epoch"].to_pylist(), strict=True)
+    basis = checksum(json.dumps(list(keys)).encode()).encode()
+    path = store.root / "trends.parquet"
+    if path.exists() and (pq.read_schema(path).metadata or {}).get(_BASIS) == basis:
+        return
+    rows = _count_rows(outcomes)
+    if rows["scalars"] > MAX_ROWS["scalars"]:
+        raise UserError(
+            f"{rows['scalars']:,} rows of scalars are more than trends are fitted on at once "
+            f"({MAX_ROWS['scalars']:,}); query parts of them with `sweep query`"
+        )
     from orchestrator import plots
 
-    results = Results.open(store.root)
-    trials = results.trials()
-    if not trials.num_rows:
-        return
-    scalars = results.scalars()
-    axes = list(results.parameters)
-    sink = io.BytesIO()
-    pq.write_table(trends.fit(trials, scalars, axes), sink)
-    store.replace("trends.parquet", sink.getvalue())
-    for name, figure in plots.sweep_figures(trials, scalars, results.spectra(), axes).items():
+    results = Results(store)
+    trials, scalars, axes = results.trials(), results.scalars(), list(results.parameters)
+    few = rows["spectra"] <= MAX_ROWS["spectra"]
+    spectra = results.spectra() if few else SPECTRA.empty_table()
+    fitted = trends.fit(trials, scalars, axes)
+    for name, figure in plots.sweep_figures(trials, scalars, spectra, axes).items():
         image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=120)
+        # No version in the file: the same figure gives the same bytes.
+        figure.savefig(image, format="png", dpi=110, metadata={"Software": None})
         store.replace(f"report/{name}.png", image.getvalue())
+    sink = io.BytesIO()
+    pq.write_table(fitted.replace_schema_metadata({_BASIS: basis}), sink)
+    store.replace("trends.parquet", sink.getvalue())
+
+
+def _count_rows(outcomes: pa.Table) -> Counter[str]:
+    """Table -> rows of all shards that these commits name."""
+    shards = (shard for row in outcomes["shards"].to_pylist() for shard in row or ())
+    counted: Counter[str] = Counter()
+    for table, rows in {
+        shard["path"]: (shard["table"], shard["rows"]) for shard in shards
+    }.values():
+        counted[table] += rows
+    return counted
 
 
 def final_table(results: Results) -> tuple[str, list[str], list[list[str]]] | None:

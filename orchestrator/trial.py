@@ -60,6 +60,7 @@ class Context:
     checkpoint_seconds: float
     source_hash: str  # of the task's code
     keep: bool = False  # the user vouches for checkpoints of another task source
+    live: bool = True  # whether somebody watches: progress then carries the scalars
     facts: str = "{}"  # JSON: what the driver adds to the environment's description
 
 
@@ -173,7 +174,8 @@ class _Attempt:
                     rows = [row._replace(flag=row.flag or "diverged") for row in rows]
                 self.buffer.scalars(self.trial.trial_id, step, rows)
                 self.measured = step
-                progress(Progress(self.trial, step, tuple(rows), self.started_at))
+                shown = tuple(rows) if self.context.live else ()
+                progress(Progress(self.trial, step, shown, self.started_at))
                 if bad is not None:
                     return self._finish("diverged", bad)
             if step >= config.steps:

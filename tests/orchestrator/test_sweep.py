@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import ruamel.yaml
 
-from orchestrator.document import tracking_uri
+from orchestrator.document import tracking
 from orchestrator.errors import SweepError
 from orchestrator.schemas import TRIALS
 from orchestrator.sweep import Resources, Sweep, Tracking, load, parse, schema
@@ -321,10 +321,11 @@ def test_the_tracking_uri_can_be_read_without_the_task() -> None:
     """A results folder can be tracked where the task's code is not installed."""
     text = "name: a\ntask: not_installed\ntracking: {uri: 'http://x'}\n"
 
-    assert tracking_uri(text) == "http://x"
-    assert tracking_uri(text, ["tracking.uri=http://y"]) == "http://y"
-    assert tracking_uri(text, ["tracking=none"]) is None
-    assert tracking_uri("name: a\n") is None
+    assert tracking(text) == ("http://x", None)
+    assert tracking(text, ["tracking.uri=http://y"]) == ("http://y", None)
+    assert tracking(text, ["tracking.experiment=mine"]) == ("http://x", "mine")
+    assert tracking(text, ["tracking=none"]) == (None, None)
+    assert tracking("name: a\n") == (None, None)
 
 
 # --- selection
