@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.sweep import Sweep
 
 # Before anything imports torch: --in-process must give the numbers that a worker gives.
-for _name, _value in DETERMINISM.items():
-    os.environ.setdefault(_name, _value)
+os.environ.update(DETERMINISM)
 
 app = typer.Typer(
     name="sweep",
@@ -141,7 +140,7 @@ def run(
     for trial, kind, last in outcome.failed:
         err.print(
             f"failed: {trial.label(sweep.axes)} ({trial.trial_id}): {last or kind}\n"
-            f"  traceback: sweep show {sweep.root} {trial.trial_id}\n"
+            f"  traceback: sweep show {loading.shown(sweep.root)} {trial.trial_id}\n"
             f"  again, alone: sweep run {file} --only {trial.trial_id} --retry failed --in-process",
             markup=False,
             soft_wrap=True,
@@ -224,7 +223,11 @@ def status(target: Target, as_json: Json = False) -> None:
 
 
 @app.command()
-def show(target: Target, trial: str, as_json: Json = False) -> None:
+def show(
+    target: Target,
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="The beginning of a trial's id.")],
+    as_json: Json = False,
+) -> None:
     """Show one trial: parameters, attempts, errors with their traceback, shards."""
     from orchestrator import loading
 

@@ -62,13 +62,15 @@ class LiveDisplay:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def begin(self, total: int, done: int) -> None:
+    def begin(self, total: int, done: int, failed: int) -> None:
         """See `driver.Observer`."""
-        self._total, self._skipped = total, done
+        self._total, self._skipped = total, done + failed
         self._began = time.monotonic()
-        resumed = f", {done} already done" if done else ""
-        self.message(f"{self._sweep.name}: {total} trials{resumed}")
-        self._bar.reset(self._task, total=max(total - done, 1e-9))
+        parts = [f"{total} trial" if total == 1 else f"{total} trials"]
+        parts += [f"{done} already done"] if done else []
+        parts += [f"{failed} failed before (--retry failed runs them again)"] if failed else []
+        self.message(f"{self._sweep.name}: {', '.join(parts)}")
+        self._bar.reset(self._task, total=max(total - self._skipped, 1e-9))
         self._update()
 
     def event(self, event: Event) -> None:

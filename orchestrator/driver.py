@@ -90,8 +90,8 @@ class Outcome:
 class Observer(Protocol):
     """Watches a driver run: the live display, or nobody."""
 
-    def begin(self, total: int, done: int) -> None:
-        """`total` trials are in scope, `done` of them have a result already."""
+    def begin(self, total: int, done: int, failed: int) -> None:
+        """Of `total` trials `done` have a result and `failed` are not run again unless asked."""
 
     def event(self, event: Event) -> None:
         """Something happened to a trial."""
@@ -230,12 +230,10 @@ class _Run:
         self.outcome.statuses.update(
             skip[trial.trial_id] for trial in self._trials(scope) if trial.trial_id in skip
         )
-        if options.retry_failed:
-            # A retry starts a new count of lost workers; the history keeps the old one.
-            self._lost = Counter({k: n for k, n in self._lost.items() if k not in history.failed})
         self.remaining = self.outcome.total - sum(self.outcome.statuses.values())
         self._pending = (t for t in self._trials(scope) if t.trial_id not in skip)
-        observer.begin(self.outcome.total, self.outcome.total - self.remaining)
+        failed = self.outcome.statuses["failed"]
+        observer.begin(self.outcome.total, sum(self.outcome.statuses.values()) - failed, failed)
 
     def _trials(self, scope: Sequence[Trial] | None) -> Iterator[Trial]:
         return iter(scope) if scope is not None else self.sweep.trials()
@@ -382,7 +380,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class _Nobody:
     """An observer that looks away."""
 
-    def begin(self, total: int, done: int) -> None:
+    def begin(self, total: int, done: int, failed: int) -> None:
         pass
 
     def event(self, event: Event) -> None:

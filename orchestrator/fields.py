@@ -244,6 +244,10 @@ class _Reader:
                 if number is not None and number > 1 and number % 1:
                     self.problems.expected(entry, what)
                 found[key] = number
+            elif key == "group" and type(entry.value) is int and entry.value > 1:
+                self.problems.add(
+                    entry, "groups of several trials are not available yet; use auto or 1"
+                )
             elif type(entry.value) is int and entry.value >= 1:
                 found[key] = entry.value
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.display import grid
-from orchestrator.errors import SweepError, TrackingError, UserError
+from orchestrator.errors import Problem, SweepError, TrackingError, UserError
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep, load
 
@@ -30,7 +31,21 @@ def load_sweep(file: str, overrides: Sequence[str]) -> Sweep:
     Raises:
         SweepError: with every problem of the file and of the overrides.
     """
-    return load(file, overrides)
+    sweep = load(file, overrides)
+    if sweep.tracking.enabled and sweep.tracking.uri is not None:
+        from orchestrator.mlflow_access import refuse_folders
+
+        try:
+            refuse_folders(sweep.tracking.uri)
+        except TrackingError as error:
+            raise SweepError(file, [Problem(str(error), "$.tracking.uri")]) from error
+    return sweep
+
+
+def shown(path: Path) -> str:
+    """A path as a user would type it: relative to the working directory if it lies inside."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def open_store(target: str) -> Store:

@@ -44,6 +44,7 @@ def history(store: Store) -> History:
             found.failed.pop(trial_id, None)
         elif status == "failed":
             found.failed[trial_id] = "failed"
+            found.lost[trial_id] = 0  # a retry starts a new count
     for trial_id in found.results:
         found.failed.pop(trial_id, None)
     return found
@@ -122,12 +123,13 @@ def placement(sweep: Sweep, *, limit: int | None = None) -> tuple[str, float, in
     problems = []
     if sweep.resources.cpus > has["CPU"]:
         problems.append(
-            f"resources.cpus: a trial asks for {sweep.resources.cpus} CPUs, this machine has "
-            f"{has['CPU']:g}"
+            f"resources.cpus: a trial asks for {_count_of(sweep.resources.cpus, 'CPU')}, this "
+            f"machine has {has['CPU']:g}"
         )
     if per_trial > has["GPU"]:
         problems.append(
-            f"resources.gpus: a trial asks for {per_trial:g} GPUs, this machine has {has['GPU']:g}"
+            f"resources.gpus: a trial asks for {_count_of(per_trial, 'GPU')}, this machine has "
+            f"{has['GPU']:g}"
         )
     if problems:
         raise SweepError(sweep.source, problems)
@@ -242,4 +244,8 @@ def _count(own: Iterable[str], known: dict[str, str]) -> int:
 
 
 def _trials(count: int) -> str:
-    return "1 trial" if count == 1 else f"{count} trials"
+    return _count_of(count, "trial")
+
+
+def _count_of(count: float, noun: str) -> str:
+    return f"{count:g} {noun}" if count == 1 else f"{count:g} {noun}s"

@@ -95,12 +95,11 @@ def final_table(results: Results) -> tuple[str, list[str], list[list[str]]] | No
     rows = aggregate.final_table(trials, results.scalars(), list(results.parameters))
     if not rows:
         return None
-    title = (
-        f"{results.name}: mean ± 95 % t interval over seeds at the last step\n"
-        "generalised: validation error below 0.05 within the last tenth of the steps"
-    )
+    title = f"{results.name}: mean ± 95 % t interval over seeds at the last step"
+    if any(row.n_judged for row in rows):
+        title += "\ngeneralised: validation error below 0.05 within the last tenth of the steps"
     names = [_configuration(row.parameters) for row in rows]
-    matrices = [s for s in rows[0].ranks if "[" not in s] or list(rows[0].ranks)
+    matrices = [s for s in _matrices(rows) if "[" not in s] or _matrices(rows)
     if len(rows) <= WIDE:
         lines = [(label, [value(row) for row in rows]) for label, value in _lines(rows, matrices)]
         return title, ["", *names], [[label, *values] for label, values in lines]
@@ -113,6 +112,13 @@ def final_table(results: Results) -> tuple[str, list[str], list[list[str]]] | No
     if len(rows) > MOST_ROWS:
         body.append([f"... {len(rows) - MOST_ROWS} more", *("" for _ in chosen)])
     return title, header, body
+
+
+def _matrices(rows: Sequence[aggregate.FinalRow]) -> list[str]:
+    """Subjects with a rank to speak of: a vector's is 1 whatever happens to it."""
+    subjects = dict.fromkeys(subject for row in rows for subject in row.ranks)
+    found = {s: [row.ranks[s] for row in rows if s in row.ranks] for s in subjects}
+    return [s for s, ends in found.items() if any((e.mean, e.sd or 0) != (1.0, 0) for e in ends)]
 
 
 def _lines(rows: Sequence[aggregate.FinalRow], matrices: Sequence[str]) -> list[tuple[str, Any]]:

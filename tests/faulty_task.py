@@ -1,8 +1,8 @@
 """A small task that can kill processes at a chosen moment; tests name it by path.
 
-The environment variable FAULTS names a folder. `start-<step>-...` files there record the first step
-of each attempt. A file in it that is named as one of KINDS is a fault: the first process whose moment
-has come takes it (by renaming, so it strikes once) and carries it out.
+The environment variable FAULTS names a folder. `start-<step>-...` files there record the first
+step of each attempt. A file in it that is named as one of KINDS is a fault: the first process whose
+moment has come takes it (by renaming, so it strikes once) and carries it out.
 
 The moment is read off the store that this process works for, the folder that STORE names:
 a checkpoint exists, and a shard was published after it, so that work is lost and a file orphaned.

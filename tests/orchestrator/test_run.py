@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,9 @@ def test_an_exception_in_task_code_fails_its_trial_alone(sandbox: Sandbox) -> No
     # A failed trial is not run again unless asked to, and then it alone is.
     again = sandbox.sweep("run", "toy.yaml", "--in-process")
     assert again.returncode == 1
+    assert again.stderr.startswith(
+        "toy: 4 trials, 3 already done, 1 failed before (--retry failed runs them again)\n"
+    )
     assert len(sandbox.start_steps()) == 4
     retried = sandbox.sweep(*command.split()[1:])
     assert retried.returncode == 0, retried.stderr
@@ -267,6 +271,46 @@ def test_a_folder_that_is_not_ours_is_refused(sandbox: Sandbox) -> None:
         f"error: toy.yaml: 1 problem\n  {sandbox.root} exists and is not a results folder; choose "
         "another name or storage\n"
     )
+
+
+def test_a_tracking_folder_is_refused_by_plan_and_run_alike(tmp_path: Path) -> None:
+    """MLflow's file store is gone; the message is part of the file's problems."""
+    sandbox = Sandbox(tmp_path / "s", QUICK.replace("tracking: none", "tracking: {{uri: ./runs}}"))
+
+    for command in ("plan", "run"):
+        done = sandbox.sweep(command, "toy.yaml")
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: toy.yaml: 1 problem\n  ")
+        assert done.stderr.endswith("  @ $.tracking.uri\n")
+    assert not sandbox.root.exists()
+
+
+def test_a_full_disk_stops_the_sweep_and_loses_nothing(tmp_path: Path) -> None:
+    """Exit 3, the message says what to do; with room again the same command finishes it."""
+    sandbox = Sandbox(tmp_path / "s")  # the sweep of test_resume: checkpoints and many rows
+    volume = sandbox.folder / "results"
+    volume.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(volume)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a small file system cannot be mounted here (needs root)")
+    try:
+        full = sandbox.sweep("run", "toy.yaml", "--in-process")
+        command = ["mount", "-o", "remount,size=100m", str(volume)]
+        subprocess.run(command, check=True, capture_output=True)
+        again = sandbox.sweep("run", "toy.yaml", "--in-process")
+        tables = sandbox.tables()
+    finally:
+        subprocess.run(["umount", str(volume)], check=True, capture_output=True)
+
+    assert full.returncode == 3, full.stderr
+    assert "No space left on device. The disk is full: free some space, then run the same" in (
+        full.stderr
+    )
+    assert "to resume: sweep run toy.yaml --in-process\n" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert again.returncode == 0, again.stderr
+    assert len(tables["trials"]) == 4
+    assert len(tables["scalars"]) == 4 * (121 * 2 + 13 * 2 * 5)
 
 
 @pytest.mark.parametrize(

@@ -194,9 +194,9 @@ def test_steps_may_be_swept(folder: Path) -> None:
 
 def test_resources_and_tracking_are_read(folder: Path) -> None:
     """Each has its type; none switches tracking off."""
-    text = "resources: {cpus: 2, gpus: 0.5, group: 4}\ntracking: {uri: http://x, experiment: e}\n"
+    text = "resources: {cpus: 2, gpus: 0.5, group: 1}\ntracking: {uri: http://x, experiment: e}\n"
 
-    assert parse(TOP + text).resources == Resources(2, 0.5, 4)
+    assert parse(TOP + text).resources == Resources(2, 0.5, 1)
     assert parse(TOP + text).tracking == Tracking("http://x", "e")
     assert parse(TOP + "tracking: none\n").tracking == Tracking(enabled=False)
 

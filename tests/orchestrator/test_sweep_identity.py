@@ -84,7 +84,7 @@ def test_content_changes_the_identity(change: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        "resources: {cpus: 4, gpus: 1, group: 2}",
+        "resources: {cpus: 4, gpus: 1, group: 1}",
         "tracking: none",
         "storage: elsewhere",
         "checkpoint_seconds: 1",

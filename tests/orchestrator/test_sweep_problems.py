@@ -416,6 +416,11 @@ expected a whole number >= 1, got 1.0  @ line 3, column 19, $.resources.cpus
 expected auto, 0, a share of a GPU below 1, or a whole number of GPUs, got 1.5  @ line 3, column 30, $.resources.gpus
 expected auto or a whole number >= 1, got 'many'  @ line 3, column 42, $.resources.group
 
+=== resources for a group of several
+resources: {group: 4}
+=>
+groups of several trials are not available yet; use auto or 1  @ line 3, column 20, $.resources.group
+
 === resources a number
 resources: 4
 =>
