@@ -159,16 +159,14 @@ def test_ctrl_c_checkpoints_and_the_next_run_continues(
     sandbox.order("interrupt-driver")
 
     stopped = sandbox.sweep("run", "toy.yaml")
-    held = {path.name for path in (sandbox.root / "checkpoints").iterdir()}
+    held = [path.name for path in (sandbox.root / "checkpoints").iterdir()]
+    headers = [checkpoints.newest_header(sandbox.root, trial_id) for trial_id in held]
     again = sandbox.sweep("run", "toy.yaml")
 
     assert stopped.returncode == 130, stopped.stderr
     assert "stopped. To resume: sweep run toy.yaml\n" in stopped.stderr
     assert held
-    for trial_id in held:
-        header = checkpoints.newest_header(sandbox.root, trial_id)
-        assert header is not None
-        assert header.step > 0
+    assert all(header is not None and header.step > 0 for header in headers)
     assert again.returncode == 0, again.stderr
     assert sandbox.tables() == undisturbed
 

@@ -290,7 +290,7 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path / "s")  # the sweep of test_resume: checkpoints and many rows
     volume = sandbox.folder / "results"
     volume.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(volume)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(volume)]
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("a small file system cannot be mounted here (needs root)")
     try:
