@@ -27,7 +27,7 @@ test: $(READY)
 	$(BIN)/pytest
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --write
 
 format: $(READY)
 	$(BIN)/ruff format .

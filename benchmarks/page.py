@@ -12,7 +12,7 @@ PAGE = REPOSITORY / "docs" / "benchmarks.md"
 
 HEAD = """# Benchmarks
 
-Written by `python -m benchmarks --write`; `make bench` measures everything again without writing.
+Written by `make bench`, which measures everything again (about 20 minutes on two idle cores).
 Every figure is compared with a rival that ran on the same machine in the same minutes, before and
 after it. Of several repeats the table shows the smallest, the median and the largest. A claim is
 held or missed if every repeat says so and would still say so if it were off by half the range of

@@ -69,10 +69,19 @@ class Session:
         """
         if not rows:
             return
-        sequence = self._sequence + 1
         payload = seal(commit_table([{**row, "epoch": self.epoch} for row in rows]))
-        self.store.publish(f"trials/{self.epoch:06d}-{sequence:06d}.arrow", payload)
-        self._sequence = sequence
+        while True:
+            self._sequence += 1
+            try:
+                self.store.publish(f"trials/{self.epoch:06d}-{self._sequence:06d}.arrow", payload)
+                return
+            except FileExistsError:
+                # Ours alone: an interrupt came after it was published and before it was counted.
+                # Its rows stand there too; the first of two equal rows is the one that counts.
+                continue
+            except BaseException:
+                self._sequence -= 1  # no segment may be missing in the middle
+                raise
 
     def discard_checkpoints(self, trial_ids: Iterable[str]) -> None:
         """Remove the checkpoints of trials whose result is committed."""
