@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,17 @@ def read(path: Path) -> tuple[Header, bytes]:
     return Header(**json.loads(body[: int(first[1])])), body[int(first[1]) :]
 
 
-def newest_valid(root: Path, trial_id: str) -> tuple[Header, bytes] | None:
-    """The newest checkpoint that is intact, or None: the trial then starts at step 0."""
+def newest_valid(
+    root: Path, trial_id: str, accept: Callable[[Header], bool] = lambda _: True
+) -> tuple[Header, bytes] | None:
+    """The newest checkpoint that is intact and accepted, or None: the trial starts at step 0."""
     for path in _newest_first(root / "checkpoints" / trial_id):
         try:
-            return read(path)
+            found = read(path)
         except (DamageError, OSError):  # fall back on the one before
             continue
+        if accept(found[0]):
+            return found
     return None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 # Before anything imports torch: --in-process must give the numbers that a worker gives.
 os.environ.update(DETERMINISM)
+
+MOST_FAILURES = 20
+"""Failed trials described at the end of a run; `sweep status` names all of them."""
 
 app = typer.Typer(
     name="sweep",
@@ -116,7 +120,7 @@ def run(
         raise SweepError("--retry", [f"expected 'failed', got {retry!r}"])
     sweep = loading.load_sweep(file, set_ or ())
     options = Options(
-        only=sweep.select(only) if only else None,
+        only=sweep.select(only) if only is not None else None,
         retry_failed=retry is not None,
         keep=keep,
         rerun=sweep.select(rerun) if rerun not in (None, "changed") else (),
@@ -135,16 +139,21 @@ def run(
         raise
     if outcome.tracking:
         err.print(f"tracking: {outcome.tracking}", markup=False, soft_wrap=True)
-    if not outcome.interrupted and set(outcome.statuses) & set(RESULTS):
-        _finish(sweep)
-    for trial, kind, last in outcome.failed:
+    for trial, kind, last in outcome.failed[:MOST_FAILURES]:
+        alone = ["sweep", "run", file, *(x for s in set_ or () for x in ("--set", s))]
+        alone += ["--only", trial.trial_id, "--retry", "failed", "--in-process"]
         err.print(
             f"failed: {trial.label(sweep.axes)} ({trial.trial_id}): {last or kind}\n"
             f"  traceback: sweep show {loading.shown(sweep.root)} {trial.trial_id}\n"
-            f"  again, alone: sweep run {file} --only {trial.trial_id} --retry failed --in-process",
+            f"  again, alone: {shlex.join(alone)}",
             markup=False,
             soft_wrap=True,
         )
+    if len(outcome.failed) > MOST_FAILURES:
+        more = len(outcome.failed) - MOST_FAILURES
+        err.print(f"... and {more} more: sweep status {loading.shown(sweep.root)}", markup=False)
+    if not outcome.interrupted and set(outcome.statuses) & set(RESULTS):
+        _finish(sweep)
     if outcome.interrupted:
         err.print(f"stopped. To resume: {resume}", markup=False, soft_wrap=True)
     raise typer.Exit(outcome.exit_code)
@@ -354,9 +363,15 @@ def _results(target: str, scope: str) -> Results:
 
 
 def _resume_command() -> str:
-    import shlex
-
-    return shlex.join(["sweep", *sys.argv[1:]])
+    """The command that continues this one: without --rerun, which would begin it anew."""
+    words = ["sweep"]
+    arguments = iter(sys.argv[1:])
+    for word in arguments:
+        if word == "--rerun":
+            next(arguments, None)
+        elif not word.startswith("--rerun="):
+            words.append(word)
+    return shlex.join(words)
 
 
 def _print_json(value: Any) -> None:

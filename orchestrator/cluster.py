@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 import statistics
 import tempfile
 import threading
@@ -27,6 +28,15 @@ from orchestrator import environment
 from orchestrator.errors import ClusterError, SpectralSweepsError
 from orchestrator.execution import Ended, Event, Lost, Started
 from orchestrator.trial import Assignment, Context, GroupResult, Progress, run_group
+
+READY_SECONDS = 300.0
+"""A worker that has not imported everything by then will not."""
+
+_DEATHS = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,  # Ray's memory monitor ended it
+    ray.exceptions.WorkerCrashedError,
+)
 
 POLL_SECONDS = 0.5
 """How often a busy worker is asked for progress."""
@@ -84,6 +94,7 @@ class _Slot:
 
     actor: Any
     queue: deque[tuple[Assignment, Any]] = dataclasses.field(default_factory=deque)
+    since: float = dataclasses.field(default_factory=time.monotonic)
     ready: Any = None  # reference to ready(), None once it has answered
     polling: Any = None  # reference to an unanswered poll()
     announced: Any = None  # the run reference whose start was passed on
@@ -162,9 +173,16 @@ class RayPool:
             if slot.ready is not None:
                 done, _ = ray.wait([slot.ready], timeout=0)
                 if not done:
+                    if time.monotonic() - slot.since > READY_SECONDS:
+                        raise ClusterError(
+                            f"a worker has not started within {READY_SECONDS:.0f} s. Everything "
+                            "committed is kept; look at Ray's logs, or add --in-process."
+                        )
                     continue
-                if not slot.queue:
-                    continue
+                try:
+                    ray.get(slot.ready)
+                except _DEATHS as error:
+                    _refuse_if_unborn(error)  # else `_collect` finds what it was running
                 slot.ready = None
             if slot.queue and slot.announced is not slot.queue[0][1]:
                 assignment, slot.announced = slot.queue[0]
@@ -181,11 +199,18 @@ class RayPool:
                 result = ray.get(reference)
             except ray.exceptions.RayTaskError as error:
                 raise _cause(error) from error
-            except ray.exceptions.RayActorError as error:
+            except _DEATHS as error:
+                _refuse_if_unborn(error)
                 # Only the first in the queue had begun; the others are simply queued elsewhere.
                 orphans = [orphan for orphan, _ in list(slot.queue)[1:]]
-                self._slots[index] = self._start_worker()
+                ray.kill(slot.actor, no_restart=True)  # it may only have been out of reach
                 self._began.pop(assignment.trial_ids, None)
+                if self._stopping:
+                    slot.queue.clear()
+                    for ended in (assignment, *orphans):
+                        handle(Ended(ended, GroupResult(())))
+                    return
+                self._slots[index] = self._start_worker()
                 handle(Lost(assignment, _reason(error)))
                 for orphan in orphans:
                     self.submit(orphan)
@@ -203,7 +228,7 @@ class RayPool:
                 if done:
                     reference, slot.polling = slot.polling, None
                     # A worker that died is noticed, and replaced, by `_collect`.
-                    with contextlib.suppress(ray.exceptions.RayActorError):
+                    with contextlib.suppress(*_DEATHS):
                         for progress in ray.get(reference):
                             handle(progress)
         now = time.monotonic()
@@ -278,6 +303,20 @@ def _cause(error: ray.exceptions.RayTaskError) -> BaseException:
 def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _refuse_if_unborn(error: BaseException) -> None:
+    """A worker whose constructor raised has run nothing: no trial is to blame for its death.
+
+    Raises:
+        ClusterError: with the exception itself, which stands last in Ray's report of it.
+    """
+    if not getattr(error, "actor_init_failed", False):
+        return
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    report = next((i for i, line in enumerate(lines) if "ClusterError:" in line), len(lines) - 1)
+    raise ClusterError("a worker cannot start: " + "\n".join(lines[report:])) from error
 
 
 def _free_gpu_memory() -> None:

@@ -94,7 +94,7 @@ class LiveDisplay:
 
     def message(self, text: str) -> None:
         """See `driver.Observer`."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, trials: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> None:
         if self._console.is_terminal and all(row["status"] == "completed" for row in rows):
@@ -107,11 +107,7 @@ class LiveDisplay:
             why = ""
             if row["status"] == "failed":
                 why = ": " + row["error"].strip().splitlines()[-1]
-            self.message(
-                f"[{count}/{self._total}] {label}: {row['status']}{at} in {seconds}{why}".replace(
-                    "[", "\\[", 1
-                )
-            )
+            self.message(f"[{count}/{self._total}] {label}: {row['status']}{at} in {seconds}{why}")
 
     def _update(self) -> None:
         finished = sum(self._counts.values())

@@ -15,13 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 import tasks
 from orchestrator import environment, planning, summaries
-from orchestrator.errors import UserError
+from orchestrator.errors import SweepError, UserError
 from orchestrator.execution import Ended, Event, Executor, InProcess, Lost, Started
 from orchestrator.schemas import RESULTS
 from orchestrator.session import Session, check_owner
@@ -118,10 +117,6 @@ class Projector(Protocol):
         """Finish; returns an object with `complete` and `message`."""
 
 
-class _Interrupted(Exception):
-    """The second Ctrl-C."""
-
-
 def run_sweep(
     sweep: Sweep,
     options: Options | None = None,
@@ -157,10 +152,14 @@ def run_sweep(
         sweep, source_hash, keep=options.keep, rerun_changed=options.rerun_changed
     )
     rerun |= {trial.trial_id for trial in options.rerun}
+    if options.only is not None:
+        named = {trial.trial_id for trial in options.only}
+        if {trial.trial_id for trial in options.rerun} - named:
+            raise SweepError("--rerun", ["it names trials that --only leaves out"])
+        rerun &= named
     began = time.monotonic()
     with Session.claim(sweep, rerun=rerun) as session:
-        session.discard_checkpoints(rerun)
-        facts = {**environment.git_facts(Path.cwd()), "task_source": source_hash}
+        facts = {**environment.git_facts(sweep.base), "task_source": source_hash}
         context = Context(
             root=str(session.store.root),
             epoch=session.epoch,
@@ -192,7 +191,8 @@ def run_sweep(
                     run.drive(pool)
                 finally:
                     pool.shutdown()
-            run.summarise()
+            if not run.outcome.interrupted:
+                run.summarise()
         finally:
             run.flush_quietly()
             if tracker is not None:
@@ -220,6 +220,7 @@ class _Run:
         self._interrupts = 0
 
         history = planning.history(session.store)
+        session.discard_checkpoints(history.results)  # left by a kill between commit and removal
         scope = list(options.only) if options.only is not None else None
         self._attempts = history.attempts
         self._lost = history.lost
@@ -250,7 +251,7 @@ class _Run:
                         break
                     if self._rows and time.monotonic() - self._oldest_row >= COMMIT_SECONDS:
                         self.flush()
-            except _Interrupted:
+            except KeyboardInterrupt:  # the second Ctrl-C
                 pass
         self.outcome.interrupted = self._interrupts > 0
         self.flush()
@@ -283,6 +284,8 @@ class _Run:
                         last = row["error"].strip().splitlines()[-1]
                         self.outcome.failed.append((trial, row["error_kind"], last))
                 self._error = result.error
+            case Lost(assignment=assignment) if self._interrupts:
+                self._running.pop(assignment.trial_ids, None)  # ended by us, not by the trial
             case Lost(assignment=assignment, reason=reason):
                 self._running.pop(assignment.trial_ids, None)
                 for trial, attempt in zip(assignment.trials, assignment.attempts, strict=True):
@@ -342,8 +345,10 @@ class _Run:
         """Write trends and plots, if anything has changed since they were written."""
         try:
             summaries.ensure(self.session.store)
-        except UserError as error:  # trials that cannot be compared are results all the same
-            self.observer.message(f"no trends and plots: {error}")
+        except Exception as error:  # a projection: the results are complete without it
+            why = str(error) if isinstance(error, UserError) else repr(error)
+            root = self.session.store.root
+            self.observer.message(f"no trends and plots: {why} (again: sweep track {root})")
 
     def flush_quietly(self) -> None:
         """Commit what is waiting while another error is on its way to the user."""
@@ -357,7 +362,7 @@ class _Run:
         def interrupt(number: int, frame: FrameType | None) -> None:
             self._interrupts += 1
             if self._interrupts > 1:
-                raise _Interrupted
+                raise KeyboardInterrupt  # the one exception that Ray lets through from a handler
             self.observer.message(
                 "stopping: running trials are writing checkpoints (Ctrl-C again ends them now)"
             )

@@ -9,6 +9,7 @@
     ├── StoreError         3       the storage refuses: missing, full, not writable, wrong format
     │   └── DamageError    1       a file is not what was committed: cut short, bit-flipped, gone
     ├── ClusterError       3       Ray cannot start or went away
+    ├── SourceChangedError 3       the task's code was edited while the sweep ran
     └── TrackingError      3       the tracking server refuses (only where tracking was the request)
 
 A trial that fails is no exception of this tree: it is a row of the trials table.
@@ -100,6 +101,12 @@ class DamageError(StoreError):
 
 class ClusterError(SpectralSweepsError):
     """Ray cannot be started or joined, or went away in mid-sweep."""
+
+    exit_code = 3
+
+
+class SourceChangedError(SpectralSweepsError):
+    """A worker met other task code than the driver started with; no row may be attributed to it."""
 
     exit_code = 3
 

@@ -54,7 +54,7 @@ class Executor(Protocol):
         """
 
     def stop(self) -> None:
-        """Ask every running group to checkpoint and end; nothing queued is begun."""
+        """Ask every running group to checkpoint and end, and those queued to end at once."""
 
     def shutdown(self) -> None:
         """End all workers at once."""
@@ -78,8 +78,11 @@ class InProcess:
 
     def poll(self, handle: Callable[[Event], None], timeout: float) -> None:
         """Run what was submitted, here and now."""
-        while self._queue and not self._stopping:
+        while self._queue:
             assignment = self._queue.popleft()
+            if self._stopping:
+                handle(Ended(assignment, GroupResult(())))
+                continue
             handle(Started(assignment))
             result = run_group(
                 assignment, self._context, progress=handle, stop=lambda: self._stopping
@@ -89,7 +92,6 @@ class InProcess:
     def stop(self) -> None:
         """Called from a signal handler while `poll` is at work."""
         self._stopping = True
-        self._queue.clear()
 
     def shutdown(self) -> None:
         """Nothing outlives a call here."""

@@ -189,10 +189,15 @@ class DriverLock:
         holder = self._holder()
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             os.close(self._descriptor)
             raise self._busy(self._holder() or holder) from error
-        if holder and not holder.get("ended") and holder.get("host") != socket.gethostname():
+        except OSError:  # a file system without flock: the heartbeat alone decides
+            flocked = False
+        else:
+            flocked = True
+        elsewhere = holder is not None and holder.get("host") != socket.gethostname()
+        if holder and not holder.get("ended") and (elsewhere or not flocked):
             self._refuse_if_beating(holder)
         self._beat()
         self._thread = threading.Thread(target=self._beat_on, name="driver-lock", daemon=True)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from orchestrator import checkpoints
 from orchestrator.errors import SweepError
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep
@@ -35,10 +36,12 @@ def history(store: Store) -> History:
     outcomes = store.outcomes("all")
     statuses = zip(outcomes["trial_id"].to_pylist(), outcomes["status"].to_pylist(), strict=True)
     found.results.update(statuses)
-    commits = store.commits()
-    columns = (commits[name].to_pylist() for name in ("trial_id", "status", "attempt"))
-    for trial_id, status, attempt in zip(*columns, strict=True):
+    commits, fences = store.commits(), store.fences()
+    columns = (commits[name].to_pylist() for name in ("trial_id", "status", "attempt", "epoch"))
+    for trial_id, status, attempt, epoch in zip(*columns, strict=True):
         found.attempts[trial_id] = max(found.attempts[trial_id], attempt or 0)
+        if epoch < fences.get(trial_id, 0):
+            continue  # run again since: its number is taken, and nothing else of it counts
         if status == "lost":
             found.lost[trial_id] += 1
             found.failed.pop(trial_id, None)
@@ -67,6 +70,8 @@ def check_source(
     Raises:
         SweepError: the source differs and the user has not said what to do.
     """
+    if keep and rerun_changed:
+        raise SweepError("--keep", ["--keep and --rerun changed contradict each other; give one"])
     changed = changed_trials(sweep, source_hash)
     if not changed or keep:
         return frozenset()
@@ -84,7 +89,7 @@ def check_source(
 
 
 def changed_trials(sweep: Sweep, source_hash: str) -> frozenset[str]:
-    """Trials of this sweep with a result that another version of the task's source made."""
+    """Trials of a sweep with a result or checkpoint of another version of the task's source."""
     if not (sweep.root / "epochs").is_dir():
         return frozenset()
     store = Store.open(sweep.root)
@@ -94,12 +99,19 @@ def changed_trials(sweep: Sweep, source_hash: str) -> frozenset[str]:
     columns = zip(
         outcomes["trial_id"].to_pylist(), outcomes["environment"].to_pylist(), strict=True
     )
-    return frozenset(
+    changed = {
         trial_id
         for trial_id, name in columns
         if trial_id in own
         and environments.get(name, {}).get("task_source", source_hash) != source_hash
-    )
+    }
+    folder = sweep.root / "checkpoints"
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    for trial_id in held & own:
+        header = checkpoints.newest_header(sweep.root, trial_id)
+        if header is not None and header.source_hash != source_hash:
+            changed.add(trial_id)
+    return frozenset(changed)
 
 
 def placement(sweep: Sweep, *, limit: int | None = None) -> tuple[str, float, int]:
@@ -150,7 +162,7 @@ class Plan:
         failed: trials that failed and would need --retry failed.
         checkpointed: trials that would continue from a checkpoint.
         unnamed: committed trials that the file no longer names.
-        changed: committed trials of the file made by another version of the task's source.
+        changed: trials of the file with a result or checkpoint of another version of the source.
         workers: trials at once on this machine.
         device: "cpu" or "cuda".
         estimate_seconds: wall time left; None if the probe failed.

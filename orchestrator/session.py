@@ -11,14 +11,14 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from orchestrator import checkpoints, files
-from orchestrator.errors import SweepError
+from orchestrator.errors import StoreError, SweepError
 from orchestrator.schemas import FORMAT_VERSION, commit_table, seal
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep
@@ -34,7 +34,7 @@ class Session:
         self._sequence = 0
 
     @classmethod
-    def claim(cls, sweep: Sweep, *, rerun: Iterable[str] = ()) -> Session:
+    def claim(cls, sweep: Sweep, *, rerun: Collection[str] = ()) -> Session:
         """Take the store of a sweep for this driver, creating it if need be.
 
         Args:
@@ -56,7 +56,11 @@ class Session:
         try:
             store = Store(root)
             version = _accept(store, sweep)
-            return cls(store, lock, _claim_epoch(store, version, frozenset(rerun)))
+            session = cls(store, lock, 0)
+            # Before the fence: what is run again must not continue from what it replaces.
+            session.discard_checkpoints(rerun)
+            session.epoch = _claim_epoch(store, version, frozenset(rerun))
+            return session
         except BaseException:
             lock.release()
             raise
@@ -74,7 +78,7 @@ class Session:
             self._sequence += 1
             try:
                 self.store.publish(f"trials/{self.epoch:06d}-{self._sequence:06d}.arrow", payload)
-                return
+                break
             except FileExistsError:
                 # Ours alone: an interrupt came after it was published and before it was counted.
                 # Its rows stand there too; the first of two equal rows is the one that counts.
@@ -82,6 +86,12 @@ class Session:
             except BaseException:
                 self._sequence -= 1  # no segment may be missing in the middle
                 raise
+
+        if (self.store.root / "epochs" / f"{self.epoch + 1:06d}.json").exists():
+            raise StoreError(
+                f"another driver has taken over {self.store.root}: see the newest file in epochs/. "
+                "What this one committed since does not count; let the other one finish."
+            )
 
     def discard_checkpoints(self, trial_ids: Iterable[str]) -> None:
         """Remove the checkpoints of trials whose result is committed."""

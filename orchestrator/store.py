@@ -186,6 +186,13 @@ class Store:
             self._segments[name] = segment
         return self._segments[name]
 
+    def fences(self) -> dict[str, int]:
+        """Trial -> the epoch from which on its commits count, for trials that were run again."""
+        fences: dict[str, int] = {}
+        for epoch in self.epochs():
+            fences.update(dict.fromkeys(epoch.rerun, epoch.n))
+        return fences
+
     def outcomes(self, scope: str = "newest") -> pa.Table:
         """The result of each trial that has one: its first counted commit with such a status.
 
@@ -196,9 +203,7 @@ class Store:
             Rows of the trials table, in the newest file's order, then in commit order.
         """
         commits = self.commits()
-        fence: dict[str, int] = {}
-        for epoch in self.epochs():
-            fence.update(dict.fromkeys(epoch.rerun, epoch.n))
+        fence = self.fences()
         columns = (commits["trial_id"], commits["status"], commits["epoch"])
         first: dict[str, int] = {}
         rows = zip(*(column.to_pylist() for column in columns), strict=True)
@@ -355,9 +360,18 @@ class Store:
         return datetime.fromisoformat(self.epochs()[0].facts["started_at"]).astimezone(UTC)
 
     def environments(self) -> dict[str, dict[str, Any]]:
-        """Environment hash -> what ran an attempt: versions, hardware, source, flags."""
-        folder = self.root / "environments"
-        return {path.stem: json.loads(path.read_bytes()) for path in folder.glob("[0-9a-f]*.json")}
+        """Environment hash -> what ran an attempt: versions, hardware, source, flags.
+
+        Raises:
+            DamageError: if one cannot be read.
+        """
+        found = {}
+        for path in (self.root / "environments").glob("[0-9a-f]*.json"):
+            try:
+                found[path.stem] = json.loads(path.read_bytes())
+            except (OSError, ValueError) as error:
+                raise DamageError(f"{path} is damaged: {error}") from error
+        return found
 
     # --- projections ----------------------------------------------------------------------
 

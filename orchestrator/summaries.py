@@ -10,6 +10,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -49,7 +50,7 @@ def ensure(store: Store) -> None:
     keys = zip(outcomes["trial_id"].to_pylist(), outcomes["epoch"].to_pylist(), strict=True)
     basis = checksum(json.dumps(list(keys)).encode()).encode()
     path = store.root / "trends.parquet"
-    if path.exists() and (pq.read_schema(path).metadata or {}).get(_BASIS) == basis:
+    if _basis_of(path) == basis:
         return
     rows = _count_rows(outcomes)
     if rows["scalars"] > MAX_ROWS["scalars"]:
@@ -74,6 +75,15 @@ def ensure(store: Store) -> None:
     store.replace("trends.parquet", sink.getvalue())
 
 
+def _basis_of(path: Path) -> bytes | None:
+    """The fingerprint in a trends file; None if there is no file, or one that cannot be read."""
+    try:
+        basis: bytes | None = (pq.read_schema(path).metadata or {}).get(_BASIS)
+    except (pa.ArrowException, OSError):
+        return None
+    return basis
+
+
 def _count_rows(outcomes: pa.Table) -> Counter[str]:
     """Table -> rows of all shards that these commits name."""
     shards = (shard for row in outcomes["shards"].to_pylist() for shard in row or ())
@@ -86,11 +96,15 @@ def _count_rows(outcomes: pa.Table) -> Counter[str]:
 
 
 def final_table(results: Results) -> tuple[str, list[str], list[list[str]]] | None:
-    """The table at the end of a run: title, header, rows of texts; None without results.
+    """The table at the end of a run: title, header, rows of texts.
+
+    None without results, or with more rows than `MAX_ROWS`.
 
     Per configuration: trials that generalised as counts, validation error, and the normalised
     effective rank of each matrix at the last step, as mean and 95 % t interval over seeds.
     """
+    if _count_rows(Store(results.root).outcomes())["scalars"] > MAX_ROWS["scalars"]:
+        return None
     trials = results.trials()
     rows = aggregate.final_table(trials, results.scalars(), list(results.parameters))
     if not rows:

@@ -7,6 +7,7 @@ Optuna.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -24,12 +25,16 @@ from torch import Tensor
 
 import spectral
 from orchestrator import checkpoints, environment
-from orchestrator.errors import SpectralSweepsError
+from orchestrator.errors import SourceChangedError, SpectralSweepsError
 from orchestrator.expansion import Trial  # not from sweep: a worker reads no YAML
+from orchestrator.files import checksum
 from orchestrator.rows import Buffer
 from spectral import ScalarRow
-from tasks import resolve
+from tasks import resolve, source_hash
 from tasks.training import evaluate, make_streams, start, train_step
+
+_source_of = functools.cache(source_hash)
+"""Once per class: `resolve` makes a new one when the text of a task by path has changed."""
 
 FIRST_PUBLISH_SECONDS = 1.0
 """Partial rows are published after this long, then at doubling intervals up to ten minutes."""
@@ -152,6 +157,12 @@ class _Attempt:
             device=self.context.device,
         )
         task_class = resolve(self.trial.task)
+        if _source_of(task_class) != self.context.source_hash:
+            raise SourceChangedError(
+                f"the code of task {self.trial.task_name!r} was edited while the sweep ran; "
+                "nothing that the new code made was kept. Run the same command again to decide "
+                "about it."
+            )
         # As the loader read it, so that what passed there passes here.
         params = json.dumps(dict(self.trial.params))
         config = task_class.Config.model_validate_json(params, strict=True)
@@ -194,10 +205,16 @@ class _Attempt:
             train_step(task, model, state, streams)
 
     def failed(self, error: BaseException) -> GroupResult:
-        self._publish()
+        try:
+            self._publish()
+        except SpectralSweepsError:
+            raise
+        except Exception as second:  # rows that Arrow refuses: a metric whose name is no text
+            error.add_note(f"its rows could not be kept: {second}")
         row = self._row("failed", self.step)
         row["error_kind"] = type(error).__name__
-        row["error"] = "".join(traceback.format_exception(error))
+        text = "".join(traceback.format_exception(error))
+        row["error"] = text.encode("utf-8", "replace").decode()  # lone surrogates are no UTF-8
         return GroupResult((row,), error=error)
 
     def _snapshot(
@@ -242,12 +259,12 @@ class _Attempt:
 
     def _resume(self, state: Any) -> None:
         """Continue from the newest valid checkpoint, if there is one of the same task source."""
-        found = checkpoints.newest_valid(self.root, self.trial.trial_id)
+        found = checkpoints.newest_valid(self.root, self.trial.trial_id, accept=self._can_continue)
         if found is None:
+            # Older code's checkpoints stand at later steps than ours will for a while.
+            checkpoints.discard(self.root, self.trial.trial_id)
             return
         header, payload = found
-        if header.source_hash != self.context.source_hash and not self.context.keep:
-            return
         content = torch.load(
             io.BytesIO(payload), weights_only=True, map_location=self.context.device
         )
@@ -259,6 +276,18 @@ class _Attempt:
         self.shards = [dict(shard) for shard in header.shards]
         self.earlier_seconds = header.wall_seconds
         self.step = state.step
+
+    def _can_continue(self, header: checkpoints.Header) -> bool:
+        """Whether it is of this task source, and the shards that it names are still intact."""
+        if header.source_hash != self.context.source_hash and not self.context.keep:
+            return False
+        try:
+            return all(
+                checksum((self.root / shard["path"]).read_bytes()) == shard["checksum"]
+                for shard in header.shards
+            )
+        except OSError:
+            return False
 
     def _wall_seconds(self) -> float:
         return self.earlier_seconds + time.monotonic() - self.began

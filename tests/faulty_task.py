@@ -75,7 +75,11 @@ class Faulty(Task):
         root = Path(os.environ["STORE"])
         if (faults / "raise").exists() and step >= 100:
             _take(faults / "raise")
-            raise ValueError(f"the fault that was ordered, at step {step}")
+            raise ValueError(f"the fault [/that/was ordered], at step {step}")
+        if (faults / "edit").exists() and step >= 100:
+            _take(faults / "edit")
+            own = Path(__file__)
+            own.write_text(own.read_text().replace("** 2).sum()", "** 4).sum()"))
         if not _work_would_be_lost(root):
             return
         if _take(faults / "kill-worker"):
@@ -88,7 +92,7 @@ class Faulty(Task):
             os.kill(_driver(root), signal.SIGINT)
 
 
-KINDS = ("kill-worker", "kill-driver", "interrupt-driver", "raise")
+KINDS = ("kill-worker", "kill-driver", "interrupt-driver", "raise", "edit")
 
 
 def _driver(root: Path) -> int:

@@ -70,11 +70,12 @@ def test_an_exception_in_task_code_fails_its_trial_alone(sandbox: Sandbox) -> No
     ]
     assert row["error_kind"] == "ValueError"
     assert 'faulty_task.py", line' in row["error"]
-    assert row["error"].endswith("ValueError: the fault that was ordered, at step 100\n")
-    assert f"({row['trial_id']}): ValueError: the fault that was ordered, at step 100" in (
+    assert row["error"].endswith("ValueError: the fault [/that/was ordered], at step 100\n")
+    assert f"({row['trial_id']}): ValueError: the fault [/that/was ordered], at step 100" in (
         done.stderr
     )
     command = f"sweep run toy.yaml --only {row['trial_id']} --retry failed --in-process"
+    assert "[4/4] " in done.stderr
     assert f"  again, alone: {command}\n" in done.stderr
 
     # A failed trial is not run again unless asked to, and then it alone is.
@@ -97,7 +98,7 @@ def test_in_process_exceptions_arrive_unwrapped(sandbox: Sandbox) -> None:
     done = sandbox.sweep("run", "toy.yaml", "--in-process")
 
     assert done.returncode == 1
-    assert done.stderr.rstrip().endswith("ValueError: the fault that was ordered, at step 100")
+    assert done.stderr.rstrip().endswith("ValueError: the fault [/that/was ordered], at step 100")
     assert "Traceback (most recent call last)" in done.stderr
     assert statuses(sandbox) == ["failed"]
 
@@ -184,6 +185,41 @@ def test_changed_task_code_is_noticed(sandbox: Sandbox) -> None:
     assert len(sandbox.start_steps()) == 8
     assert sandbox.tables()["trials"] == before["trials"]
     assert sandbox.tables()["scalars"] != before["scalars"]
+
+
+def test_code_edited_while_the_sweep_runs_is_not_mixed_in(sandbox: Sandbox) -> None:
+    """The trial under way keeps its code; the next one stops the sweep instead of using the new."""
+    sandbox.order("edit")
+
+    done = sandbox.sweep("run", "toy.yaml", "--in-process")
+
+    assert done.returncode == 3
+    assert (
+        "error: the code of task 'Faulty' was edited while the sweep ran; nothing that the new "
+        "code made was kept. Run the same command again to decide about it.\n"
+    ) in done.stderr
+    assert statuses(sandbox) == ["completed"]
+
+
+def test_rerun_runs_a_trial_again_whatever_became_of_it(sandbox: Sandbox) -> None:
+    """Failed, then completed, then run again: its result is replaced, the others stay."""
+    one = "weight_decay=0.0,seed=0"
+    sandbox.order("raise")
+    sandbox.sweep("run", "toy.yaml", "--in-process", "--only", one)
+    sandbox.sweep("run", "toy.yaml", "--in-process", "--retry", "failed")
+    before = sandbox.tables()
+
+    outside = sandbox.sweep("run", "toy.yaml", "--only", one, "--rerun", "weight_decay=1.0,seed=0")
+    both = sandbox.sweep("run", "toy.yaml", "--keep", "--rerun", "changed")
+    again = sandbox.sweep("run", "toy.yaml", "--in-process", "--rerun", one)
+
+    assert (outside.returncode, both.returncode) == (2, 2)
+    assert "  it names trials that --only leaves out\n" in outside.stderr
+    assert "  --keep and --rerun changed contradict each other; give one\n" in both.stderr
+    assert again.returncode == 0, again.stderr
+    assert "toy: 4 trials, 3 already done\n" in again.stderr
+    assert statuses(sandbox) == ["completed"] * 5 + ["failed"]
+    assert sandbox.tables() == before
 
 
 def test_a_second_driver_is_refused(sandbox: Sandbox) -> None:
