@@ -173,10 +173,9 @@ def run_sweep(
         )
         run = _Run(sweep, options, session, observer)
         tracker = projector(session.store) if projector else None
-        if tracker is not None:
-            tracker.start()
         run.tracker = tracker
         try:
+            pool: Executor | None = None
             if run.remaining:
                 count = min(workers, run.remaining)
                 if executor is not None:
@@ -187,6 +186,9 @@ def run_sweep(
                     from orchestrator.cluster import RayPool
 
                     pool = RayPool(context, cpus=sweep.resources.cpus, gpus=gpus, workers=count)
+            if tracker is not None:
+                tracker.start()  # not before: while Ray starts, the working directory is another
+            if pool is not None:
                 try:
                     run.drive(pool)
                 finally:

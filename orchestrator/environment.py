@@ -6,6 +6,7 @@ generic, and a user's own `tasks.py` on a worker's path would shadow ours.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -64,7 +65,6 @@ def git_facts(folder: Path) -> dict[str, Any]:
     return {"git_commit": commit.strip(), "git_diff": diff[:_DIFF_LIMIT], **cut}
 
 
-@functools.lru_cache  # asked at every attempt, answered once per process
 def record(root: Path, facts: str, *, threads: int, device: str) -> str:
     """Describe this process and publish the description once.
 
@@ -77,6 +77,17 @@ def record(root: Path, facts: str, *, threads: int, device: str) -> str:
     Returns:
         Its hash, 16 hex characters: the `environment` column of the trials table.
     """
+    payload = _description(facts, threads, device)
+    name = hashlib.sha256(payload).hexdigest()[:16]
+    path = root / "environments" / f"{name}.json"
+    if not path.exists():
+        with contextlib.suppress(FileExistsError):  # another worker with the same environment
+            files.publish(path, payload)
+    return name
+
+
+@functools.lru_cache  # asked at every attempt, found out once per process
+def _description(facts: str, threads: int, device: str) -> bytes:
     import torch
 
     described = {
@@ -92,15 +103,7 @@ def record(root: Path, facts: str, *, threads: int, device: str) -> str:
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         },
     }
-    payload = json.dumps(described, sort_keys=True, indent=1).encode()
-    name = hashlib.sha256(payload).hexdigest()[:16]
-    path = root / "environments" / f"{name}.json"
-    if not path.exists():
-        try:
-            files.publish(path, payload)
-        except FileExistsError:  # another worker with the same environment
-            pass
-    return name
+    return json.dumps(described, sort_keys=True, indent=1).encode()
 
 
 def _version(name: str) -> str:

@@ -50,7 +50,10 @@ class Session:
         check_owner(sweep)
         for name in ("epochs", "sweep", "trials", "scalars", "spectra", "checkpoints"):
             with files.storage_errors(root / name, "create"):
-                (root / name).mkdir(parents=True, exist_ok=True)
+                try:
+                    (root / name).mkdir(parents=True, exist_ok=True)
+                except FileExistsError as error:  # a file, or a link to what is not mounted
+                    raise NotADirectoryError(error.errno, "not a folder", str(root)) from error
         lock = files.DriverLock(root / "epochs" / "driver.lock")
         lock.acquire()
         try:
