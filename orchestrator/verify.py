@@ -269,7 +269,8 @@ def _leftovers(
     named = {need.shard["path"] for need in needs}
     shards = [path for table in TABLES for path in _visible(root / table, "*.arrow")]
     orphans = [path for path in shards if str(path.relative_to(root)) not in named]
-    hidden = [path for path in root.glob("**/.*") if path.is_file()]
+    # A lock file of the tracker's is no write that was cut short.
+    hidden = [p for p in root.glob("**/.*") if p.is_file() and p.name != ".mlflow.lock"]
     stale = {path.parent.name for path in _visible(root / "checkpoints", "*/*")} & done
     unnamed = done - trial_ids
     for number, noun, meaning in (
