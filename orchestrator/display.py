@@ -38,6 +38,7 @@ class LiveDisplay:
         self._sweep = sweep
         self._console = console
         self._total = self._skipped = 0
+        self._seen = False  # a trial has started
         self._counts: Counter[str] = Counter()
         self._fractions: dict[str, float] = {}  # of running trials
         self._bar = Bar(
@@ -77,6 +78,7 @@ class LiveDisplay:
         """See `driver.Observer`."""
         match event:
             case Started(assignment=assignment):
+                self._seen = True
                 self._fractions.update(dict.fromkeys(assignment.trial_ids, 0.0))
             case Progress(trial=trial, step=step):
                 if trial.trial_id in self._fractions:
@@ -112,7 +114,9 @@ class LiveDisplay:
     def _update(self) -> None:
         finished = sum(self._counts.values())
         rate = finished / max(time.monotonic() - self._began, 1e-9) * 60
-        parts = [f"{len(self._fractions)} running", f"{finished + self._skipped} done"]
+        begun = self._seen or self._skipped == self._total
+        running = f"{len(self._fractions)} running" if begun else "starting workers"
+        parts = [running, f"{finished + self._skipped} done"]
         parts += [f"[red]{self._counts['failed']} failed[/red]"] if self._counts["failed"] else []
         parts += [f"{self._counts['diverged']} diverged"] if self._counts["diverged"] else []
         parts += [f"{rate:.1f}/min"] if finished else []
