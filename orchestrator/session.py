@@ -43,19 +43,20 @@ class Session:
 
         Raises:
             StoreBusyError: another driver holds the store.
-            SweepError: the folder belongs to another task or is not ours.
+            SweepError: the folder belongs to another task, is not ours or cannot be written.
             StoreError: the storage refuses.
         """
         root = sweep.root
         check_owner(sweep)
-        for name in ("epochs", "sweep", "trials", "scalars", "spectra", "checkpoints"):
-            with files.storage_errors(root / name, "create"):
-                try:
-                    (root / name).mkdir(parents=True, exist_ok=True)
-                except FileExistsError as error:  # a file, or a link to what is not mounted
-                    raise NotADirectoryError(error.errno, "not a folder", str(root)) from error
         lock = files.DriverLock(root / "epochs" / "driver.lock")
-        lock.acquire()
+        try:
+            for name in ("epochs", "sweep", "trials", "scalars", "spectra", "checkpoints"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except (OSError, StoreError) as error:  # nothing was launched yet: the user's to change
+            why = error.strerror if isinstance(error, OSError) else error
+            problem = f"results cannot be written to {root}: {why}; choose another storage folder"
+            raise SweepError(sweep.source, [problem]) from error
         try:
             store = Store(root)
             version = _accept(store, sweep)

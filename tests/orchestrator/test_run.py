@@ -261,8 +261,12 @@ def test_a_users_own_module_called_tasks_does_no_harm(sandbox: Sandbox) -> None:
             "  resources.gpus: a trial asks for 64 GPUs, this machine has ",
         ),
         (("{task}:Faulty", "nowhere.py:Faulty"), "nowhere.py"),
+        (
+            ("tracking: none", "tracking: none\nstorage: toy.yaml/inside"),
+            "toy.yaml/inside/toy: Not a directory; choose another storage folder\n",
+        ),
     ],
-    ids=["cpus", "gpus", "task"],
+    ids=["cpus", "gpus", "task", "storage"],
 )
 def test_what_cannot_run_is_refused_before_the_launch(
     tmp_path: Path, change: tuple[str, str], message: str
