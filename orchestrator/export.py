@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,9 +113,9 @@ def export(results: Results, out: Path) -> None:
             hidden.mkdir(parents=True)
             _write(results, hidden)
             for path in (*hidden.rglob("*"), hidden):
-                _sync(path)
+                files.sync(path)
             hidden.rename(out)  # takes the place of an empty folder
-            _sync(out.parent)
+            files.sync(out.parent)
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
             raise
@@ -158,14 +157,6 @@ def _in_parts(results: Results, table: str) -> Iterator[pa.Table]:
     trials = results.trials()
     for start in range(0, trials.num_rows, _TRIALS_AT_ONCE):
         yield results.scan(table, trials.slice(start, _TRIALS_AT_ONCE))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- the data dictionary --------------------------------------------------------------------

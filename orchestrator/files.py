@@ -88,6 +88,23 @@ def unseal_json(path: Path) -> dict[str, Any]:
     return facts
 
 
+def read_checked(path: Path, expected: str) -> str:
+    """The text of a file whose checksum is recorded elsewhere.
+
+    Raises:
+        DamageError: it is missing, unreadable or altered.
+    """
+    try:
+        payload = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DamageError(f"{path} is missing") from error
+    except OSError as error:
+        raise DamageError(f"{path} is damaged: {error}") from error
+    if checksum(payload) != expected:
+        raise DamageError(f"{path} is damaged: its content does not match its checksum")
+    return payload.decode()
+
+
 def _canonical(facts: Mapping[str, Any]) -> bytes:
     return json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
 
@@ -108,8 +125,13 @@ def _write_hidden(path: Path, payload: bytes) -> Path:
     return hidden
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk.
+
+    Raises:
+        OSError: the storage refuses.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -133,7 +155,7 @@ def publish(path: Path, payload: bytes) -> None:
             os.link(hidden, path)
         finally:
             hidden.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync(path.parent)
 
 
 def replace(path: Path, payload: bytes) -> None:
@@ -146,7 +168,7 @@ def replace(path: Path, payload: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         hidden = _write_hidden(path, payload)
         hidden.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
 
 
 def process_start(pid: int) -> str | None:

@@ -60,7 +60,7 @@ class SweepRecord:
         Raises:
             DamageError: the file that lists them is missing or altered.
         """
-        return tuple(_checked(*self.ids).split())
+        return tuple(files.read_checked(*self.ids).split())
 
 
 @dataclass(frozen=True)
@@ -388,7 +388,7 @@ def _read_record(path: Path) -> SweepRecord:
     facts = files.unseal_json(path)
     return SweepRecord(
         n=int(path.stem),
-        text=_checked(path.with_suffix(".yaml"), facts["checksums"]["yaml"]),
+        text=files.read_checked(path.with_suffix(".yaml"), facts["checksums"]["yaml"]),
         overrides=tuple(facts["overrides"]),
         source=facts["source"],
         base=facts["base"],
@@ -400,16 +400,6 @@ def _read_record(path: Path) -> SweepRecord:
         accepted_at=datetime.fromisoformat(facts["accepted_at"]),
         ids=(path.with_suffix(".trials"), facts["checksums"]["trials"]),
     )
-
-
-def _checked(path: Path, expected: str) -> str:
-    try:
-        payload = path.read_bytes()
-    except OSError as error:
-        raise DamageError(f"{path} is damaged: {error.strerror}") from error
-    if files.checksum(payload) != expected:
-        raise DamageError(f"{path} is damaged: its content does not match its checksum")
-    return payload.decode()
 
 
 def _describe(relative: str, payload: bytes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DamageError
-from orchestrator.files import checksum, unseal_json
+from orchestrator.files import read_checked, unseal_json
 from orchestrator.schemas import FORMAT_VERSION
 
 UNREAD = "No result of this store is read until it is restored from a backup."
@@ -76,20 +76,9 @@ def sweeps_of(
                 raise DamageError(f"{path} is missing")
             facts = unseal_json(path)
             source = str(facts["source"])
-            _read(folder / f"{n}.yaml", facts["checksums"]["yaml"])
-            trial_ids.update(_read(folder / f"{n}.trials", facts["checksums"]["trials"]).split())
+            read_checked(folder / f"{n}.yaml", facts["checksums"]["yaml"])
+            listed = read_checked(folder / f"{n}.trials", facts["checksums"]["trials"])
+            trial_ids.update(listed.split())
         except DamageError as error:
             damage.append(f"{error}. {UNREAD}")
     return trial_ids, source
-
-
-def _read(path: Path, expected: str) -> str:
-    try:
-        payload = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DamageError(f"{path} is missing") from error
-    except OSError as error:
-        raise DamageError(f"{path} is damaged: {error}") from error
-    if checksum(payload) != expected:
-        raise DamageError(f"{path} is damaged: its content does not match its checksum")
-    return payload.decode()
