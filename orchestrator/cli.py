@@ -13,13 +13,14 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
+from orchestrator import commands_cluster, commands_tracking
 from orchestrator.environment import DETERMINISM
 from orchestrator.errors import SpectralSweepsError, SweepError, UserError
+from orchestrator.options import File, Json, Set, Target, err, out, print_json
 
 if TYPE_CHECKING:
     from orchestrator.results import Results
@@ -39,16 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False)
-
-File = Annotated[str, typer.Argument(metavar="FILE", help="A sweep file.")]
-Target = Annotated[str, typer.Argument(metavar="TARGET", help="A sweep file or a results folder.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a field, e.g. base.steps=100."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def main() -> NoReturn:
@@ -183,7 +174,7 @@ def plan(file: File, set_: Set = None, as_json: Json = False) -> None:
     sweep = loading.load_sweep(file, set_ or ())
     found = planning.plan(sweep, tasks.source_hash(sweep.task_class))
     if as_json:
-        _print_json(dataclasses.asdict(found))
+        print_json(dataclasses.asdict(found))
         return
     estimate = (
         f"{duration(found.estimate_seconds)} ({found.estimate_basis})"
@@ -222,7 +213,7 @@ def status(target: Target, as_json: Json = False) -> None:
     failed = [trial_id for trial_id in named if trial_id in found.failed]
     running = store.running().num_rows
     if as_json:
-        _print_json({**counts, "begun": running, "failed_trials": failed})
+        print_json({**counts, "begun": running, "failed_trials": failed})
         return
     for name, count in counts.items():
         out.print(f"{name:<10} {count}")
@@ -242,7 +233,7 @@ def show(
 
     rows = loading.trial_history(loading.open_store(target), trial)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     for row in rows:
         error, shards = row.pop("error") or "", row.pop("shards") or ()
@@ -296,7 +287,7 @@ def verify(target: Target, as_json: Json = False) -> None:
 
     report = check(loading.open_store(target).root)
     if as_json:
-        _print_json(dataclasses.asdict(report))
+        print_json(dataclasses.asdict(report))
     else:
         for line in report.damage:
             out.print(f"damage: {line}", markup=False)
@@ -307,40 +298,11 @@ def verify(target: Target, as_json: Json = False) -> None:
 
 
 @app.command()
-def track(
-    target: Target,
-    uri: Annotated[str | None, typer.Option(help="An MLflow server (default: the file's).")] = None,
-) -> None:
-    """Write trends and plots again and bring MLflow up to date; twice is the same as once."""
-    from orchestrator import loading, summaries
-    from orchestrator.tracking import project
-
-    store = loading.open_store(target)
-    summaries.ensure(store)
-    named, experiment = loading.tracking(store)
-    projection = project(store, uri=uri or named, experiment=experiment)
-    out.print(str(projection), markup=False)
-
-
-@app.command()
-def ui(
-    target: Target,
-    host: Annotated[str, typer.Option(help="Interface to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; the next free one if taken.")] = 5000,
-) -> None:
-    """Open the MLflow UI on the results and keep it open until Ctrl-C."""
-    from orchestrator import loading
-    from orchestrator.tracking import serve
-
-    serve(loading.open_store(target), host=host, port=port)
-
-
-@app.command()
 def schema() -> None:
     """Print the JSON Schema of sweep files, for editors."""
     from orchestrator.sweep import schema as make
 
-    _print_json(make())
+    print_json(make())
 
 
 @app.command()
@@ -374,5 +336,5 @@ def _resume_command() -> str:
     return shlex.join(words)
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, default=str))
+for command in (*commands_tracking.COMMANDS, *commands_cluster.COMMANDS):
+    app.command()(command)

@@ -19,13 +19,18 @@ VENDORS = ("ray", "optuna", "mlflow", "ruamel", "duckdb", "typer", "rich", "matp
 
 # Which module may import which vendor; a package of ours may import its own modules besides.
 HOMES = {
-    "ray": {"orchestrator.cluster"},
+    "ray": {"orchestrator.cluster", "orchestrator.connection", "orchestrator.jobs"},
     "optuna": {"orchestrator.search"},
     "mlflow": {"orchestrator.tracking"},
     "ruamel": {"orchestrator.document"},
     "duckdb": {"orchestrator.query"},
-    "typer": {"orchestrator.cli"},
-    "rich": {"orchestrator.cli", "orchestrator.display", "orchestrator.loading"},
+    "typer": {
+        "orchestrator.cli",
+        "orchestrator.commands_cluster",
+        "orchestrator.commands_tracking",
+        "orchestrator.options",
+    },
+    "rich": {"orchestrator.display", "orchestrator.loading", "orchestrator.options"},
 }
 # What the packages may import beyond the standard library.
 ALLOWED = {
