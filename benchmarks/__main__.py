@@ -6,9 +6,14 @@ import argparse
 import time
 from datetime import UTC, datetime
 
-from benchmarks import demo, figures, overhead, page, snapshots
+from benchmarks import demo, figures, orchestration, overhead, page, snapshots
 
-MEASURE = {"demo": demo.measure, "overhead": overhead.measure, "snapshots": snapshots.measure}
+MEASURE = {
+    "demo": demo.measure,
+    "overhead": overhead.measure,
+    "snapshots": snapshots.measure,
+    "orchestration": orchestration.measure,
+}
 
 
 def main() -> None:

@@ -12,9 +12,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -132,47 +133,84 @@ def main() -> None:
 
 
 def _train(trial, *, rows: bool) -> Timed:  # type: ignore[no-untyped-def]
-    """What `orchestrator.trial.run_group` does, less everything that is not the trial's body."""
+    """One trial to its end; nobody wants what was measured, but with `rows` a shard's buffer."""
     from orchestrator.rows import Buffer
-    from spectral import take_snapshot
-    from tasks import resolve
-    from tasks.training import evaluate, make_streams, start, train_step
 
-    clock = time.perf_counter
-    began = clock()
-    task_class = resolve(trial.task)
-    config = task_class.Config(**trial.params)
-    task = task_class([config])
-    streams = make_streams([config], [trial.seed])
-    model, state = start(task, streams)
-    views = task.views(model)
-    evaluations, snapshots = frozenset(trial.evaluations), frozenset(trial.snapshots)
-    snapshot_state, buffer = None, Buffer()
-    first_step = training = evaluation = measuring = 0.0
-    while True:
-        step = state.step
-        if step in evaluations:
+    buffer, adding = Buffer(), 0.0
+    trajectory = Trajectory(trial)
+    for measured in trajectory:
+        if rows and measured.snapshot is not None:
+            before = time.perf_counter()
+            buffer.scalars(trial.trial_id, measured.step, measured.snapshot.scalars)
+            buffer.spectra(trial.trial_id, measured.step, measured.snapshot.spectra)
+            adding += time.perf_counter() - before
+    timed = trajectory.timed
+    return replace(timed, total=timed.total + adding, snapshots=timed.snapshots + adding)
+
+
+class Measured(NamedTuple):
+    """What a trial knows of itself at one step."""
+
+    step: int
+    evaluation: dict[tuple[str, str], float]  # (split, metric) -> value
+    snapshot: Any  # spectral.Snapshot, or None where there is only an evaluation
+
+
+class Trajectory:
+    """What `orchestrator.trial.run_group` does, less everything that is not the trial's body.
+
+    Iterating trains the trial and yields at each step at which something was measured; `timed`
+    holds the seconds, without those that the caller took in between.
+    """
+
+    timed: Timed
+
+    def __init__(self, trial) -> None:  # type: ignore[no-untyped-def]
+        self.trial = trial
+
+    def __iter__(self) -> Iterator[Measured]:
+        from spectral import take_snapshot
+        from tasks import resolve
+        from tasks.training import evaluate, make_streams, start, train_step
+
+        trial, clock = self.trial, time.perf_counter
+        began = clock()
+        task_class = resolve(trial.task)
+        config = task_class.Config(**trial.params)
+        task = task_class([config])
+        streams = make_streams([config], [trial.seed])
+        model, state = start(task, streams)
+        views = task.views(model)
+        evaluations, snapshots = frozenset(trial.evaluations), frozenset(trial.snapshots)
+        snapshot_state = None
+        first_step = training = evaluation = measuring = elsewhere = 0.0
+        while True:
+            step = state.step
+            values: dict[tuple[str, str], float] = {}
+            snapshot = None
+            if step in evaluations:
+                before = clock()
+                found = evaluate(task, model, state, streams)
+                values = {key: float(value[0]) for key, value in found.items()}
+                evaluation += clock() - before
+            if step in snapshots:
+                before = clock()
+                [snapshot], snapshot_state = take_snapshot(
+                    views, state.parameters, trial.measure, snapshot_state
+                )
+                measuring += clock() - before
+            if step in evaluations or step in snapshots:
+                before = clock()
+                yield Measured(step, values, snapshot)
+                elsewhere += clock() - before
+            if step >= config.steps:
+                break
             before = clock()
-            for value in evaluate(task, model, state, streams).values():
-                float(value[0])
-            evaluation += clock() - before
-        if step in snapshots:
-            before = clock()
-            [snapshot], snapshot_state = take_snapshot(
-                views, state.parameters, trial.measure, snapshot_state
-            )
-            if rows:
-                buffer.scalars(trial.trial_id, step, snapshot.scalars)
-                buffer.spectra(trial.trial_id, step, snapshot.spectra)
-            measuring += clock() - before
-        if step >= config.steps:
-            break
-        before = clock()
-        first_step = first_step or before - began
-        train_step(task, model, state, streams)
-        training += clock() - before
-    total = clock() - began
-    return Timed(trial.trial_id, total, first_step, training, evaluation, measuring)
+            first_step = first_step or before - began
+            train_step(task, model, state, streams)
+            training += clock() - before
+        total = clock() - began - elsewhere
+        self.timed = Timed(trial.trial_id, total, first_step, training, evaluation, measuring)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -131,5 +132,6 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "python": recorded["python"],
         **{package: versions[package] for package in ("torch", "numpy", "pyarrow", "ray")},
+        "mlflow": metadata.version("mlflow"),
         "commit": str(environment.git_facts(REPOSITORY).get("git_commit", "unknown"))[:12],
     }

@@ -7,12 +7,16 @@ from pathlib import Path
 
 from benchmarks.bare import REPOSITORY
 from benchmarks.figures import Figure, Report
+from benchmarks.orchestration import DEFAULT_TRIALS, TRACKED_TRIALS
+from benchmarks.tune_rival import SETTINGS as TUNE_SETTINGS
 
 PAGE = REPOSITORY / "docs" / "benchmarks.md"
 
+SETTINGS = ",\n".join(f"  `{name}={value}`" for name, value in TUNE_SETTINGS["best"].items())
+
 HEAD = """# Benchmarks
 
-Written by `make bench`, which measures everything again (about 20 minutes on two idle cores).
+Written by `make bench`, which measures everything again (about an hour on two idle cores).
 Every figure is compared with a rival that ran on the same machine in the same minutes, before and
 after it. Of several repeats the table shows the smallest, the median and the largest. A claim is
 held or missed if every repeat says so and would still say so if it were off by half the range of
@@ -41,6 +45,36 @@ started, and step 0 has been measured. MLflow is complete at the last write to i
 off, two workers. Overhead: (last end - first start) of a slot / its trials, less the same of a bare
 process. It includes making each trial's rows durable, so the disk's latency stands beside it.
 "`run_group` alone" is one process without Ray: its own calls, timed one by one.
+""",
+    "orchestration": f"""## Beside Ray Tune
+
+The trials of `benchmarks/tiny.yaml` (200 AdamW steps, 10 snapshots) under `sweep run` and under Ray
+Tune of the same Ray version: one CPU per trial, two at once, tracking off. The systems take turns;
+bare runs stand before, between and after them.
+
+The same on both sides: the trials, their seeds and their numbers (the last losses are compared, bit
+by bit), the training loop, the measurements at each snapshot, threads, MKL and allocator settings,
+a Ray started for the run without dashboard, and the clock: as above, (last end - first start) of a
+slot / its trials, so that start-up is in no time per trial. Not the same: `sweep run` writes every
+scalar and spectrum to a durable store (fsync) and commits each trial; Tune is given the scalars of
+each snapshot, not the spectra, and writes its trial folders, without fsync.
+
+- **Tune's defaults**: a function that calls `tune.report`, a process per trial, CSV, JSON and
+  TensorBoard loggers. {DEFAULT_TRIALS} trials, not 200, because each takes seconds; a trial starts
+  after its process's imports, so that one in {DEFAULT_TRIALS // 2} process starts goes uncounted.
+- **Tune with `reuse_actors=True`**: that, and nothing else.
+- **Tune at its best**: a class trainable with `reset_config`, `reuse_actors=True`, `verbose=0` and
+{SETTINGS}.
+  It then writes no results to disk: the driver keeps the last one of each trial in memory.
+
+MLflow: tracking on in both, SQLite, {TRACKED_TRIALS} trials, Tune with `reuse_actors=True` and its
+`MLflowLoggerCallback`. It is given the five curves per trial that `sweep run` shows by default, and
+adds the times and counters of every result; `sweep run` adds mean curves over the seeds and trends.
+Complete is the last write to the database, in which every trial's run is then checked. The callback
+writes while trials wait, `sweep run` beside them: hence the time of the whole as well.
+
+Memory: resident size of the driver's process, asked twice a second from outside; least squares over
+the trials that had ended by then, each of one step and two snapshots. Tune at its best, again.
 """,
     "snapshots": """## What measuring costs
 

@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -23,6 +24,7 @@ from orchestrator.errors import SpectralSweepsError, SweepError, UserError
 from orchestrator.options import File, Json, Set, Target, err, out, print_json
 
 if TYPE_CHECKING:
+    from orchestrator.driver import Options
     from orchestrator.results import Results
     from orchestrator.sweep import Sweep
 
@@ -98,17 +100,24 @@ def run(
         typer.Option("--in-process", help="No Ray: one trial after another, debugger works."),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Trials at once (default: what the machine has).")
+        int | None, typer.Option(min=1, help="Trials at once (default: what there is room for).")
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Join a running Ray cluster: auto, ray://HOST:10001 or HOST:6379.",
+        ),
     ] = None,
 ) -> None:
     """Run every trial that has no result yet; running again resumes."""
     from orchestrator import loading
-    from orchestrator.display import LiveDisplay
-    from orchestrator.driver import Options, run_sweep
-    from orchestrator.schemas import RESULTS
+    from orchestrator.driver import Options
 
     if retry not in (None, "failed"):
         raise SweepError("--retry", [f"expected 'failed', got {retry!r}"])
+    if address is not None and in_process:
+        raise SweepError("--address", ["it contradicts --in-process; give one of them"])
     sweep = loading.load_sweep(file, set_ or ())
     options = Options(
         only=sweep.select(only) if only is not None else None,
@@ -118,11 +127,40 @@ def run(
         rerun_changed=rerun == "changed",
         in_process=in_process,
         workers=workers,
+        address=address,
     )
+    alone = ["sweep", "run", file, *(x for s in set_ or () for x in ("--set", s))]
+    raise typer.Exit(run_loaded(sweep, options, resume=_resume_command(), alone=alone))
+
+
+def run_loaded(
+    sweep: Sweep,
+    options: Options,
+    *,
+    resume: str,
+    alone: Sequence[str] = (),
+    launched: Callable[[], None] = lambda: None,
+) -> int:
+    """Run a sweep and tell the user how it ended; `run` and the job of `submit` end with this.
+
+    Args:
+        sweep: a validated sweep.
+        options: see `driver.Options`.
+        resume: the command that continues it.
+        alone: the words of a command that one can add --only to, to run a failed trial.
+        launched: called once nothing is left that could be refused.
+
+    Returns:
+        The exit code.
+    """
+    from orchestrator import loading
+    from orchestrator.display import LiveDisplay
+    from orchestrator.driver import run_sweep
+    from orchestrator.schemas import RESULTS
+
     projector = loading.projector(sweep)
-    resume = _resume_command()
     try:
-        with LiveDisplay(sweep, err) as display:
+        with LiveDisplay(sweep, err, begun=launched) as display:
             outcome = run_sweep(sweep, options, observer=display, projector=projector)
     except SpectralSweepsError as error:
         if not isinstance(error, UserError):
@@ -131,15 +169,14 @@ def run(
     if outcome.tracking:
         err.print(f"tracking: {outcome.tracking}", markup=False, soft_wrap=True)
     for trial, kind, last in outcome.failed[:MOST_FAILURES]:
-        alone = ["sweep", "run", file, *(x for s in set_ or () for x in ("--set", s))]
-        alone += ["--only", trial.trial_id, "--retry", "failed", "--in-process"]
-        err.print(
-            f"failed: {trial.label(sweep.axes)} ({trial.trial_id}): {last or kind}\n"
-            f"  traceback: sweep show {loading.shown(sweep.root)} {trial.trial_id}\n"
-            f"  again, alone: {shlex.join(alone)}",
-            markup=False,
-            soft_wrap=True,
-        )
+        lines = [
+            f"failed: {trial.label(sweep.axes)} ({trial.trial_id}): {last or kind}",
+            f"  traceback: sweep show {loading.shown(sweep.root)} {trial.trial_id}",
+        ]
+        if alone:
+            again = [*alone, "--only", trial.trial_id, "--retry", "failed", "--in-process"]
+            lines.append(f"  again, alone: {shlex.join(again)}")
+        err.print("\n".join(lines), markup=False, soft_wrap=True)
     if len(outcome.failed) > MOST_FAILURES:
         more = len(outcome.failed) - MOST_FAILURES
         err.print(f"... and {more} more: sweep status {loading.shown(sweep.root)}", markup=False)
@@ -147,7 +184,7 @@ def run(
         _finish(sweep)
     if outcome.interrupted:
         err.print(f"stopped. To resume: {resume}", markup=False, soft_wrap=True)
-    raise typer.Exit(outcome.exit_code)
+    return outcome.exit_code
 
 
 def _finish(sweep: Sweep) -> None:

@@ -1,7 +1,8 @@
-"""Ray: a pool of long-lived workers, and the only module that imports ray.
+"""Ray's workers: a pool of long-lived ones, one per resource slot, that grows and shrinks.
 
 A worker is an actor that imports torch once and then runs one group after another. A second thread
-of it answers the driver's polls with progress, so that a long training step does not silence it.
+of it answers the driver's polls with progress, which is also its heartbeat: a long training step
+does not silence it, and a worker that is silent for too long is given up, by the driver's clock.
 Ray retries nothing: only the driver decides what is run again, because only it commits.
 """
 
@@ -9,28 +10,50 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
+import gc
 import math
-import os
 import re
 import statistics
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.exceptions
 
 from orchestrator import environment
+from orchestrator.connection import Connection, first_line, ray_errors
 from orchestrator.errors import ClusterError, SpectralSweepsError
 from orchestrator.execution import Ended, Event, Lost, Started
+from orchestrator.placement import Placement
 from orchestrator.trial import Assignment, Context, GroupResult, Progress, run_group
 
 READY_SECONDS = 300.0
-"""A worker that has not imported everything by then will not."""
+"""If no worker at all has imported everything by then, none will."""
+
+HEARTBEAT_SECONDS = 2.0
+"""How often an idle worker, or one of many, is polled."""
+POLL_SECONDS = 0.5
+"""How often a busy one of few is polled: its progress is being watched."""
+MANY = 32
+"""Workers; above it they are polled at the heartbeat, so that polls do not fill the driver."""
+
+SILENT_SECONDS = 60.0
+"""A worker that has not answered for so long is given up. Generous, because its trial is lost
+work and a false alarm is safe: what a worker thought dead still writes is never committed."""
+
+PENDING = 2
+"""Workers asked for beyond those that have a place, so that an autoscaler sees the demand."""
+
+IDLE_SECONDS = 10.0
+"""A worker for which there is nothing to do is released after this, so that its node can go."""
+
+STILLBORN = 20
+"""Workers that may die in turn before they are ready: nodes come and go, a broken one only goes."""
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _DEATHS = (
     ray.exceptions.RayActorError,
@@ -38,16 +61,18 @@ _DEATHS = (
     ray.exceptions.WorkerCrashedError,
 )
 
-POLL_SECONDS = 0.5
-"""How often a busy worker is asked for progress."""
-
-
 _ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
     "MALLOC_TRIM_THRESHOLD_": str(1024**3),
 }
 """Bytes: glibc then keeps the memory of a step for the next one, instead of returning it to the
 kernel and faulting it in again (more than 1,000 page faults per step of the demo, measured)."""
+
+
+def _control(method: _Method) -> _Method:
+    """Answered by a thread of its own, beside the one that trains."""
+    marked: _Method = ray.method(concurrency_group="control")(method)
+    return marked
 
 
 class _Worker:
@@ -60,9 +85,10 @@ class _Worker:
         # Progress that nobody fetches is dropped, oldest first: the store holds every row anyway.
         self._progress: deque[Progress] = deque(maxlen=10_000)
 
-    def ready(self) -> int:
-        """Return the process id; answered when all imports are done."""
-        return os.getpid()
+    @_control
+    def ready(self) -> str:
+        """Return the id of the node; answered when all imports are done."""
+        return str(ray.get_runtime_context().get_node_id())
 
     def run(self, assignment: Assignment) -> GroupResult:
         """Train one group; see `run_group`."""
@@ -72,10 +98,13 @@ class _Worker:
             progress=self._progress.append,
             stop=self._stop.is_set,
         )
-        _free_gpu_memory()
         # The traceback travels as text in the row: the exception's class may not exist elsewhere.
-        return dataclasses.replace(result, error=None)
+        # It would also hold the frames of the attempt, and with them its tensors.
+        result = dataclasses.replace(result, error=None)
+        _free_gpu_memory()
+        return result
 
+    @_control
     def poll(self) -> list[Progress]:
         """What was measured since the last call."""
         fetched = []
@@ -83,66 +112,77 @@ class _Worker:
             fetched.append(self._progress.popleft())
         return fetched
 
+    @_control
     def stop(self) -> None:
         """Checkpoint and end the running group before its next step, and those queued behind it."""
         self._stop.set()
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Slot:
     """One worker as the driver sees it."""
 
     actor: Any
+    ready: Any  # reference to ready(), None once it has answered
+    node_id: str = ""
     queue: deque[tuple[Assignment, Any]] = dataclasses.field(default_factory=deque)
-    since: float = dataclasses.field(default_factory=time.monotonic)
-    ready: Any = None  # reference to ready(), None once it has answered
-    polling: Any = None  # reference to an unanswered poll()
     announced: Any = None  # the run reference whose start was passed on
+    polling: Any = None  # reference to an unanswered poll()
+    polled: float = 0.0  # when it was asked
+    heard: float = 0.0  # when it last answered anything
+    busy: float = 0.0  # when it last had something to do
 
 
 class RayPool:
-    """Workers on a Ray that this process starts and ends (embedded) or joins.
+    """Workers on a cluster that this process has joined or started.
 
     Args:
+        connection: to the cluster; closed with the pool.
         context: what every worker is told once.
-        cpus: CPUs per trial.
-        gpus: GPUs per trial; fractions share one.
-        workers: how many trials may run at once at most.
-
-    Raises:
-        ClusterError: Ray does not start or has no room for a single worker.
+        placement: what one worker is given, and how many there may be.
+        runtime_env: of the workers, beside the environment variables; as Ray takes it.
+        message: receives a line for the user.
     """
 
-    def __init__(self, context: Context, *, cpus: int, gpus: float, workers: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        context: Context,
+        placement: Placement,
+        *,
+        runtime_env: Mapping[str, Any] | None = None,
+        message: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._connection = connection
         self._context = context
+        self._placement = placement
+        self._message = message
+        self._packages = environment.package_digests()
         self._stopping = False
         self._seconds: deque[float] = deque(maxlen=20)  # of the newest attempts
         self._began: dict[tuple[str, ...], float] = {}
-        self._polled = 0.0
-        self._options = {
-            "num_cpus": cpus,
-            "num_gpus": gpus,
+        self._created = time.monotonic()
+        self._told_waiting = False
+        self._stillborn = 0  # workers that died while they started, since one was ready
+        options = {
+            "num_cpus": placement.cpus,
+            "num_gpus": placement.gpus,
+            "resources": dict(placement.custom) or None,
             "max_restarts": 0,
             "max_task_retries": 0,
             "concurrency_groups": {"control": 1},
-            "runtime_env": {"env_vars": worker_environment(cpus)},
+            "runtime_env": {**(runtime_env or {}), "env_vars": worker_environment(placement.cpus)},
         }
-        self._packages = environment.package_origins()
-        with _ray_errors("start Ray"):
-            # Lives as long as Ray: MKL cannot load in a process whose directory is gone.
-            self._folder = tempfile.TemporaryDirectory(prefix="sweep-")
-            _start_embedded(cpus * workers, gpus * workers, self._folder.name)
-            self._slots = [self._start_worker() for _ in range(workers)]
-
-    def _start_worker(self) -> _Slot:
         # Built per pool: Ray fixes a GPU actor's options when the class is wrapped.
-        actor_class = ray.remote(**self._options)(_Worker)
-        actor = actor_class.remote(self._context, self._packages)
-        return _Slot(actor, ready=self._control(actor, "ready"))
+        self._actor_class = ray.remote(**options)(_Worker)
+        self._slots: list[_Slot] = []
+        with ray_errors("start workers"):
+            for _ in range(placement.workers):
+                self._start_worker()
 
-    @staticmethod
-    def _control(actor: Any, method: str) -> Any:
-        return getattr(actor, method).options(concurrency_group="control").remote()
+    def _start_worker(self) -> None:
+        actor = self._actor_class.remote(self._context, self._packages)
+        self._slots.append(_Slot(actor, ready=actor.ready.remote()))
 
     def room(self) -> int:
         """Free places; short trials are queued ahead so that no worker waits for the driver."""
@@ -150,104 +190,178 @@ class RayPool:
             return 0
         typical = statistics.median(self._seconds) if self._seconds else math.inf
         depth = 1 if typical > 1.0 else min(8, 1 + math.ceil(0.1 / max(typical, 1e-3)))
-        return sum(max(0, depth - len(slot.queue)) for slot in self._slots)
+        return sum(max(0, depth - len(slot.queue)) for slot in self._ready_slots())
+
+    def _ready_slots(self) -> Iterator[_Slot]:
+        # A worker that has no place yet gets nothing: its trial would wait while others are idle.
+        return (slot for slot in self._slots if slot.ready is None)
 
     def submit(self, assignment: Assignment) -> None:
         """Queue it at the worker with the least to do."""
-        slot = min(self._slots, key=lambda slot: len(slot.queue))
+        slot = min(self._ready_slots(), key=lambda slot: len(slot.queue))
         slot.queue.append((assignment, slot.actor.run.remote(assignment)))
 
     def poll(self, handle: Callable[[Event], None], timeout: float) -> None:
         """See `Executor.poll`."""
-        with _ray_errors("reach the Ray workers"):
-            self._announce(handle)
-            heads = [slot.queue[0][1] for slot in self._slots if slot.queue]
-            if heads:
-                ray.wait(heads, num_returns=1, timeout=timeout)
-            for index, slot in enumerate(self._slots):
-                self._collect(index, slot, handle)
-            self._fetch_progress(handle)
-
-    def _announce(self, handle: Callable[[Event], None]) -> None:
-        for slot in self._slots:
-            if slot.ready is not None:
-                done, _ = ray.wait([slot.ready], timeout=0)
-                if not done:
-                    if time.monotonic() - slot.since > READY_SECONDS:
-                        raise ClusterError(
-                            f"a worker has not started within {READY_SECONDS:.0f} s. Everything "
-                            "committed is kept; look at Ray's logs, or add --in-process."
-                        )
-                    continue
-                try:
-                    ray.get(slot.ready)
-                except _DEATHS as error:
-                    _refuse_if_unborn(error)  # else `_collect` finds what it was running
-                slot.ready = None
-            if slot.queue and slot.announced is not slot.queue[0][1]:
-                assignment, slot.announced = slot.queue[0]
-                self._began[assignment.trial_ids] = time.monotonic()
-                handle(Started(assignment))
-
-    def _collect(self, index: int, slot: _Slot, handle: Callable[[Event], None]) -> None:
-        while slot.queue:
-            assignment, reference = slot.queue[0]
-            done, _ = ray.wait([reference], timeout=0)
-            if not done:
-                return
-            try:
-                result = ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                raise _cause(error) from error
-            except _DEATHS as error:
-                _refuse_if_unborn(error)
-                # Only the first in the queue had begun; the others are simply queued elsewhere.
-                orphans = [orphan for orphan, _ in list(slot.queue)[1:]]
-                ray.kill(slot.actor, no_restart=True)  # it may only have been out of reach
-                self._began.pop(assignment.trial_ids, None)
-                if self._stopping:
-                    slot.queue.clear()
-                    for ended in (assignment, *orphans):
-                        handle(Ended(ended, GroupResult(())))
-                    return
-                self._slots[index] = self._start_worker()
-                handle(Lost(assignment, _reason(error)))
-                for orphan in orphans:
-                    self.submit(orphan)
-                return
-            slot.queue.popleft()
-            now = time.monotonic()
-            self._seconds.append(now - self._began.pop(assignment.trial_ids, now))
-            handle(Ended(assignment, result))
-            self._announce(handle)
-
-    def _fetch_progress(self, handle: Callable[[Event], None]) -> None:
-        for slot in self._slots:
-            if slot.polling is not None:
-                done, _ = ray.wait([slot.polling], timeout=0)
-                if done:
-                    reference, slot.polling = slot.polling, None
-                    # A worker that died is noticed, and replaced, by `_collect`.
-                    with contextlib.suppress(*_DEATHS):
-                        for progress in ray.get(reference):
-                            handle(progress)
-        now = time.monotonic()
-        if now - self._polled >= POLL_SECONDS:
-            self._polled = now
+        with ray_errors("reach the Ray workers"):
             for slot in self._slots:
-                if slot.polling is None and slot.queue and slot.ready is None:
-                    slot.polling = self._control(slot.actor, "poll")
+                self._announce(slot, handle)
+            self._resize()  # before anything ends: a worker without work now has none to come
+            self._send_polls()
+            for slot, reference in self._answered(timeout):
+                if slot in self._slots:  # else it was given up a moment ago
+                    self._receive(slot, reference, handle)
+            self._give_up_silent(handle)
+
+    def _answered(self, timeout: float) -> list[tuple[_Slot, Any]]:
+        """What has answered by now, after waiting for the first answer."""
+        waiting = {}
+        for slot in self._slots:
+            heads = [reference for _, reference in slot.queue]  # a worker answers in this order
+            for reference in (*heads, slot.ready, slot.polling):
+                if reference is not None:
+                    waiting[reference] = slot
+        if not waiting:
+            return []
+        references = list(waiting)
+        ray.wait(references, num_returns=1, timeout=timeout)
+        done, _ = ray.wait(references, num_returns=len(references), timeout=0)
+        return [(waiting[reference], reference) for reference in done]
+
+    def _receive(self, slot: _Slot, reference: Any, handle: Callable[[Event], None]) -> None:
+        now = time.monotonic()
+        try:
+            answer = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise _cause(error) from error
+        except _DEATHS as error:
+            self._bury(slot, first_line(error), handle, error)
+            return
+        slot.heard = now
+        if reference == slot.ready:  # not "is": Ray Client answers with references of its own
+            slot.ready, slot.node_id, slot.busy = None, answer, now
+            self._stillborn = 0
+        elif reference == slot.polling:
+            slot.polling = None
+            for progress in answer:
+                handle(progress)
+        else:
+            assignment, _ = slot.queue.popleft()
+            slot.busy = now
+            self._seconds.append(now - self._began.pop(assignment.trial_ids, now))
+            handle(Ended(assignment, answer))
+            self._announce(slot, handle)
+
+    def _announce(self, slot: _Slot, handle: Callable[[Event], None]) -> None:
+        if slot.queue and slot.announced is not slot.queue[0][1]:
+            assignment, slot.announced = slot.queue[0]
+            self._began[assignment.trial_ids] = time.monotonic()
+            handle(Started(assignment))
+
+    def _bury(
+        self,
+        slot: _Slot,
+        reason: str,
+        handle: Callable[[Event], None],
+        error: BaseException | None = None,
+    ) -> None:
+        """A worker is dead or given up: another takes its place, and its trials go elsewhere."""
+        _refuse_if_unborn(error)
+        self._discard(slot)  # it may only have been out of reach; `_resize` replaces it
+        if slot.ready is not None:
+            self._stillborn += 1
+            if self._stillborn > STILLBORN:
+                raise ClusterError(
+                    f"{self._stillborn} workers in turn died while they started, the last one: "
+                    f"{reason}. Everything committed is kept; look at Ray's logs, or add "
+                    "--in-process."
+                )
+        if not slot.queue:
+            return
+        (assignment, _), *queued = slot.queue
+        self._began.pop(assignment.trial_ids, None)
+        if self._stopping:
+            for ended in (assignment, *(orphan for orphan, _ in queued)):
+                handle(Ended(ended, GroupResult(())))
+            return
+        handle(Lost(assignment, reason, node=self._node_is_gone(slot)))
+        # Only the first in the queue had begun; the others have lost nothing.
+        for orphan, _ in queued:
+            handle(Lost(orphan, reason, begun=False))
+
+    def _discard(self, slot: _Slot) -> None:
+        self._slots.remove(slot)
+        with contextlib.suppress(Exception):
+            ray.kill(slot.actor, no_restart=True)
+
+    def _node_is_gone(self, slot: _Slot) -> bool:
+        return slot.node_id not in {found.node_id for found in self._connection.nodes()}
+
+    def _send_polls(self) -> None:
+        now = time.monotonic()
+        few = len(self._slots) <= MANY
+        for slot in self._ready_slots():
+            every = POLL_SECONDS if slot.queue and few else HEARTBEAT_SECONDS
+            if slot.polling is None and now - slot.polled >= every:
+                slot.polling, slot.polled = slot.actor.poll.remote(), now
+
+    def _give_up_silent(self, handle: Callable[[Event], None]) -> None:
+        now = time.monotonic()
+        for slot in list(self._ready_slots()):
+            if slot.polling is not None and now - max(slot.heard, slot.polled) > SILENT_SECONDS:
+                why = f"its worker has not answered for {SILENT_SECONDS:.0f} s"
+                self._bury(slot, why, handle)
+
+    def _resize(self) -> None:
+        """Release workers without work; while none is, ask for more than have a place."""
+        now = time.monotonic()
+        starting = [slot for slot in self._slots if slot.ready is not None]
+        idle = []
+        for slot in self._ready_slots():
+            if slot.queue:
+                slot.busy = now
+            else:
+                idle.append(slot)
+        tired = [slot for slot in idle if now - slot.busy > IDLE_SECONDS]
+        if self._stopping or (tired and not self._connection.embedded):
+            for slot in starting:
+                self._discard(slot)
+        for slot in tired:
+            self._discard(slot)
+        if self._stopping or idle:
+            return
+        some = PENDING if not self._connection.embedded else self._placement.workers
+        room = self._placement.most - len(self._slots)
+        for _ in range(min(room, some - len(starting))):
+            self._start_worker()
+        if all(slot.ready is not None for slot in self._slots):
+            self._complain_if_stuck(now)
+
+    def _complain_if_stuck(self, now: float) -> None:
+        waited = now - self._created
+        asked = self._placement.describe()
+        if waited > READY_SECONDS:
+            raise ClusterError(
+                f"no worker has started within {READY_SECONDS:.0f} s. A trial asks for {asked}. "
+                "Everything committed is kept; look at `ray status` and Ray's logs, ask for less "
+                "under `resources:`, or add --in-process."
+            )
+        if waited > READY_SECONDS / 10 and not self._told_waiting:
+            self._told_waiting = True
+            self._message(f"waiting for a place on the cluster: a trial asks for {asked}")
 
     def stop(self) -> None:
         """Ask every worker to checkpoint and end its group."""
         self._stopping = True
-        for slot in self._slots:
-            self._control(slot.actor, "stop")
+        for slot in self._ready_slots():
+            slot.actor.stop.remote()
 
     def shutdown(self) -> None:
-        """End the workers, and Ray with them."""
-        ray.shutdown()
-        self._folder.cleanup()
+        """End the workers, and the cluster too if it is our own."""
+        if not self._connection.embedded:
+            for slot in list(self._slots):
+                self._discard(slot)
+        self._connection.close()
 
 
 def worker_environment(cpus: int) -> dict[str, str]:
@@ -256,56 +370,13 @@ def worker_environment(cpus: int) -> dict[str, str]:
     return {**threads, **environment.DETERMINISM, **_ALLOCATOR}
 
 
-def _start_embedded(cpus: int, gpus: float, folder: str) -> None:
-    """Start a head of our own; its processes work in `folder`, an empty one.
-
-    Ray puts the driver's working directory first on the workers' import path, where a user's own
-    tasks.py would shadow ours. Ray reads the directory while it connects and never again.
-    """
-    before = os.open(".", os.O_RDONLY)
-    os.chdir(folder)
-    try:
-        ray.init(
-            address="local",  # said in full: without it Ray would follow RAY_ADDRESS elsewhere
-            num_cpus=cpus,
-            num_gpus=math.ceil(gpus),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=100 * 1024**2,  # bytes; nothing large travels through it
-        )
-    finally:
-        os.fchdir(before)
-        os.close(before)
-
-
-@contextlib.contextmanager
-def _ray_errors(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except ray.exceptions.ActorDiedError as error:
-        raise ClusterError(f"cannot {doing}: {_reason(error)}") from error
-    except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError) as error:
-        if isinstance(error, SpectralSweepsError):
-            raise
-        raise ClusterError(
-            f"cannot {doing}: {error}. Everything committed is kept; run the same command again, "
-            "or add --in-process to do without Ray."
-        ) from error
-
-
 def _cause(error: ray.exceptions.RayTaskError) -> BaseException:
     """Our own exception that a worker raised, or the whole report if it was not ours."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, SpectralSweepsError) else ClusterError(str(error))
 
 
-def _reason(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _refuse_if_unborn(error: BaseException) -> None:
+def _refuse_if_unborn(error: BaseException | None) -> None:
     """A worker whose constructor raised has run nothing: no trial is to blame for its death.
 
     Raises:
@@ -320,7 +391,9 @@ def _refuse_if_unborn(error: BaseException) -> None:
 
 
 def _free_gpu_memory() -> None:
+    """What the next group, or another process on a shared GPU, may need."""
     import torch
 
     if torch.cuda.is_available():
+        gc.collect()  # a model's reference cycles keep its tensors alive
         torch.cuda.empty_cache()

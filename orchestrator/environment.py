@@ -30,23 +30,43 @@ _VERSIONS = ("torch", "numpy", "scipy", "pyarrow", "pydantic", "ray", "spectral-
 _DIFF_LIMIT = 1_000_000  # characters of `git diff` kept; a larger one is cut and says so
 
 
-def package_origins() -> dict[str, str]:
-    """Import name -> file, and the distribution's version under the key "version"."""
-    origins = {name: str(importlib.import_module(name).__file__) for name in PACKAGES}
-    return origins | {"version": _version("spectral-sweeps")}
+@functools.cache  # once per process: the code that was imported is the code that runs
+def package_digests() -> dict[str, str]:
+    """Import name -> the file it is imported from and, after a space, a digest of its sources.
+
+    The same code has the same digest wherever it is installed, travels to, or lies.
+    """
+    found = {}
+    for name in PACKAGES:
+        file = Path(str(importlib.import_module(name).__file__))
+        parts = hashlib.blake2b(digest_size=8)
+        # A lone module, which is none of ours, does not own the files beside it.
+        package = file.name == "__init__.py"
+        for path in sorted(file.parent.rglob("*.py")) if package else [file]:
+            parts.update(f"{path.relative_to(file.parent).as_posix()}\0".encode())
+            parts.update(path.read_bytes())
+        found[name] = f"{file} {parts.hexdigest()}"
+    return found
 
 
 def check_packages(expected: Mapping[str, str]) -> None:
     """Refuse to run with other code than the driver's.
 
+    Args:
+        expected: what `package_digests` says where the driver runs.
+
     Raises:
         ClusterError: names each package that differs and where it was found.
     """
-    found = package_origins()
-    differing = [name for name in expected if found.get(name) != expected[name]]
+    found = package_digests()
+    differing = [
+        name
+        for name, origin in expected.items()
+        if found[name].rpartition(" ")[2] != origin.rpartition(" ")[2]
+    ]
     if differing:
         lines = "\n".join(
-            f"  {name}: driver {expected[name]}, worker {found.get(name)}" for name in differing
+            f"  {name}: driver {expected[name]}, worker {found[name]}" for name in differing
         )
         raise ClusterError(
             f"the worker on {platform.node()} does not run the driver's code:\n{lines}\n"

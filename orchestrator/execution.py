@@ -27,10 +27,17 @@ class Ended:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker died under an assignment; what it published is not committed."""
+    """The worker died under an assignment; what it published is not committed.
+
+    Attributes:
+        node: its whole node went; that is seldom the trial's fault.
+        begun: False if it was only queued at that worker, and has lost nothing.
+    """
 
     assignment: Assignment
     reason: str
+    node: bool = False
+    begun: bool = True
 
 
 Event = Started | Progress | Ended | Lost

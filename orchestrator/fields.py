@@ -26,6 +26,7 @@ class Resources:
     cpus: int = 1
     gpus: float | Literal["auto"] = "auto"
     group: int | Literal["auto"] = "auto"
+    custom: tuple[tuple[str, float], ...] = ()  # named by the cluster's owner, for example v100
 
 
 @dataclass(frozen=True)
@@ -233,10 +234,12 @@ class _Reader:
         if node is None:
             return Resources()
         found: dict[str, Any] = {}
-        what = "a mapping of cpus, gpus and group"
-        entries = self.problems.mapping(node, ("cpus", "gpus", "group"), what)
+        what = "a mapping of cpus, gpus, group and custom"
+        entries = self.problems.mapping(node, ("cpus", "gpus", "group", "custom"), what)
         for key, entry in entries.items():
-            if entry.value == "auto" and key != "cpus":
+            if key == "custom":
+                found[key] = self._custom(entry)
+            elif entry.value == "auto" and key != "cpus":
                 found[key] = "auto"
             elif key == "gpus":
                 what = "auto, 0, a share of a GPU below 1, or a whole number of GPUs"
@@ -254,6 +257,24 @@ class _Reader:
                 auto = "" if key == "cpus" else "auto or "
                 self.problems.expected(entry, f"{auto}a whole number >= 1")
         return Resources(**found)
+
+    def _custom(self, node: Node) -> tuple[tuple[str, float], ...]:
+        what = "a mapping of resource names to amounts, such as {v100: 1}"
+        if not isinstance(node.value, dict):
+            self.problems.expected(node, what)
+            return ()
+        found = []
+        for name in node.value:
+            entry = node.entry(name)
+            if not isinstance(name, str) or name in ("CPU", "GPU", "memory") or entry is None:
+                self.problems.add(node, f"expected {what}; CPUs and GPUs are cpus: and gpus:")
+                continue
+            amount = self.problems.real(entry, 0, "a number > 0")
+            if amount == 0 or (amount is not None and amount > 1 and amount % 1):
+                self.problems.expected(entry, "a share below 1 or a whole number")
+            elif amount is not None:
+                found.append((name, amount))
+        return tuple(sorted(found))
 
     def tracking(self) -> Tracking:
         node = self.root.entry("tracking")

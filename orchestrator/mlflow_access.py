@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from orchestrator.errors import TrackingError
+from orchestrator.errors import SweepError, TrackingError
+from orchestrator.mlflow_place import Place, beside
 from orchestrator.store import Store
 
 
 def embedded_uri(root: Path) -> str:
     """The tracking URI of a results folder's own SQLite database."""
-    return f"sqlite:///{root / 'mlflow.db'}"
+    return beside(root).uri
 
 
 def has_server(uri: str) -> bool:
@@ -51,6 +52,32 @@ def refuse_folders(uri: str) -> None:
             "out (an SQLite database in the results folder), or give http://HOST:PORT of a "
             "server or sqlite:////absolute/path/mlflow.db."
         )
+
+
+def refuse_local_database(sweep_source: str, uri: str | None, nodes: int) -> None:
+    """Raise if a sweep on several nodes is to be tracked to an SQLite file.
+
+    Args:
+        sweep_source: the sweep file, for the message.
+        uri: what its `tracking:` names; None: the database in the results folder.
+        nodes: of the cluster.
+
+    Raises:
+        SweepError: it is; names the two ways out.
+    """
+    if nodes <= 1 or not (uri is None or uri.startswith("sqlite")):
+        return
+    kept = "the SQLite database in the results folder" if uri is None else uri
+    raise SweepError(
+        sweep_source,
+        [
+            f"this cluster has {nodes} nodes, and MLflow would be kept in {kept}, a file that only "
+            "one machine can write safely. Either give the URI of a server "
+            "(`tracking: {uri: http://HOST:5000}`; `sweep server` starts one and prints the line), "
+            "or write `tracking: none` and watch with `sweep ui TARGET` on a machine that can read "
+            "the results folder"
+        ],
+    )
 
 
 def refuse_unwritable(uri: str) -> None:
@@ -115,17 +142,19 @@ def explain(uri: str, error: BaseException) -> TrackingError | None:
     shown, text = public(uri), str(error)
     status = getattr(error, "get_http_status_code", lambda: 0)()
     if "Invalid Host header" in text:
-        host = urlsplit(uri).netloc.rpartition("@")[2]
+        parts = urlsplit(uri)
         return TrackingError(
             f"the MLflow server at {shown} refuses the host name it is called by (its guard "
-            f'against DNS rebinding). Start it with --allowed-hosts "{host}", or use its IP '
-            "address."
+            f"against DNS rebinding). Start it with `sweep server --allow-host {parts.hostname}` "
+            f'(of `mlflow server` itself: --allowed-hosts "{parts.netloc.rpartition("@")[2]}"), '
+            "or use its IP address."
         )
-    if status in (401, 403) or "error code 401" in text or "error code 403" in text:
+    if status == 401 or "error code 401" in text:
+        return _unauthenticated(uri)
+    if status == 403 or "error code 403" in text:
         return TrackingError(
-            f"the MLflow server at {shown} refuses access: check MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN), and that this user may edit "
-            "the experiment."
+            f"the MLflow server at {shown} knows this user but does not let it do that: give it "
+            "permission to edit the experiment."
         )
     if has_server(uri) and ("Max retries" in text or "timed out" in text or status == 0):
         return TrackingError(
@@ -135,6 +164,21 @@ def explain(uri: str, error: BaseException) -> TrackingError | None:
     if uri.startswith("sqlite:") and any(w in text for w in ("readonly", "unable to open")):
         return TrackingError(f"cannot write {shown.removeprefix('sqlite:///')}: {_cause(error)}")
     return TrackingError(f"MLflow at {shown} refuses: {_cause(error)}")
+
+
+def _unauthenticated(uri: str) -> TrackingError:
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+    if any(map(os.environ.get, names)) or "@" in urlsplit(uri).netloc:
+        return TrackingError(
+            f"the MLflow server at {public(uri)} does not accept this user name or password: check "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN). "
+            "`sweep server` prints the right ones when it starts."
+        )
+    return TrackingError(
+        f"the MLflow server at {public(uri)} wants a user name and a password: set "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the sweep is started. "
+        "`sweep server` prints both when it starts."
+    )
 
 
 def _cause(error: BaseException) -> str:
@@ -147,28 +191,36 @@ def _cause(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def only_projector(store: Store) -> Iterator[None]:
+def only_projector(store: Store, place: Place | None = None) -> Iterator[bool]:
     """Held by the one process that writes a store's runs: two would create every run twice.
+
+    Args:
+        store: whose runs.
+        place: of the database they are written to; None: the one in the results folder.
+
+    Yields:
+        Whether this process was the last one to hold it: nobody else has written since.
 
     Raises:
         TrackingError: another process does; names it.
     """
-    path = store.root / ".mlflow.lock"
+    path = (place or beside(store.root)).lock
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise TrackingError(f"cannot write {path}: {error.strerror}") from error
-        yield  # somebody else's results: whoever cannot write here is not their driver
+        yield False  # somebody else's results: whoever cannot write here is not their driver
         return
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise _locked(store, os.pread(descriptor, 512, 0)) from error
-        holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
-        os.pwrite(descriptor, holder.ljust(512), 0)
-        yield
+        holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode().ljust(512)
+        last = os.pread(descriptor, 512, 0)
+        os.pwrite(descriptor, holder, 0)
+        yield last == holder
     finally:
         os.close(descriptor)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from orchestrator import checkpoints
 from orchestrator.errors import SweepError
+from orchestrator.placement import Placement, count_of, place
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep
+
+MAX_LOST = {"WorkerLost": 3, "NodeLost": 20}
+"""Lost attempts after which a trial has failed. A node goes for reasons of its own (a preemption,
+a reboot), a worker seldom does; but a trial that takes its node along must not go on for ever."""
 
 
 @dataclass
@@ -21,13 +25,13 @@ class History:
         results: trial_id -> completed, diverged or pruned.
         failed: trial_id -> "failed", of trials whose newest row that is no result says so.
         attempts: trial_id -> number of the last attempt that left a row.
-        lost: trial_id -> attempts lost since the last failure.
+        lost: (trial_id, "WorkerLost" or "NodeLost") -> attempts lost since the last failure.
     """
 
     results: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     attempts: Counter[str] = field(default_factory=Counter)
-    lost: Counter[str] = field(default_factory=Counter)
+    lost: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 def history(store: Store) -> History:
@@ -37,17 +41,19 @@ def history(store: Store) -> History:
     statuses = zip(outcomes["trial_id"].to_pylist(), outcomes["status"].to_pylist(), strict=True)
     found.results.update(statuses)
     commits, fences = store.commits(), store.fences()
-    columns = (commits[name].to_pylist() for name in ("trial_id", "status", "attempt", "epoch"))
-    for trial_id, status, attempt, epoch in zip(*columns, strict=True):
+    names = ("trial_id", "status", "attempt", "epoch", "error_kind")
+    columns = (commits[name].to_pylist() for name in names)
+    for trial_id, status, attempt, epoch, kind in zip(*columns, strict=True):
         found.attempts[trial_id] = max(found.attempts[trial_id], attempt or 0)
         if epoch < fences.get(trial_id, 0):
             continue  # run again since: its number is taken, and nothing else of it counts
         if status == "lost":
-            found.lost[trial_id] += 1
+            found.lost[trial_id, kind] += 1
             found.failed.pop(trial_id, None)
         elif status == "failed":
             found.failed[trial_id] = "failed"
-            found.lost[trial_id] = 0  # a retry starts a new count
+            for cause in MAX_LOST:
+                found.lost[trial_id, cause] = 0  # a retry starts a new count
     for trial_id in found.results:
         found.failed.pop(trial_id, None)
     return found
@@ -114,41 +120,19 @@ def changed_trials(sweep: Sweep, source_hash: str) -> frozenset[str]:
     return frozenset(changed)
 
 
-def placement(sweep: Sweep, *, limit: int | None = None) -> tuple[str, float, int]:
+def placement(sweep: Sweep, *, limit: int | None = None) -> Placement:
     """Where trials run on this machine.
 
     Args:
         sweep: the sweep, for its `resources`.
         limit: at most this many trials at once.
 
-    Returns:
-        (device, GPUs per trial, trials at once).
-
     Raises:
         SweepError: one trial asks for more than the machine has.
     """
     from orchestrator.machine import machine_resources
 
-    has = machine_resources()
-    gpus = sweep.resources.gpus
-    per_trial = (1.0 if has["GPU"] else 0.0) if gpus == "auto" else float(gpus)
-    problems = []
-    if sweep.resources.cpus > has["CPU"]:
-        problems.append(
-            f"resources.cpus: a trial asks for {_count_of(sweep.resources.cpus, 'CPU')}, this "
-            f"machine has {has['CPU']:g}"
-        )
-    if per_trial > has["GPU"]:
-        problems.append(
-            f"resources.gpus: a trial asks for {_count_of(per_trial, 'GPU')}, this machine has "
-            f"{has['GPU']:g}"
-        )
-    if problems:
-        raise SweepError(sweep.source, problems)
-    workers = int(has["CPU"] // sweep.resources.cpus)
-    if per_trial:
-        workers = min(workers, math.floor(has["GPU"] / per_trial + 1e-9))
-    return ("cuda" if per_trial else "cpu"), per_trial, max(1, min(workers, limit or workers))
+    return place(sweep.resources, [machine_resources()], source=sweep.source, limit=limit)
 
 
 @dataclass(frozen=True)
@@ -192,7 +176,8 @@ def plan(sweep: Sweep, source_hash: str) -> Plan:
     Raises:
         SweepError: a trial asks for more than the machine has.
     """
-    device, _, workers = placement(sweep)
+    placed = placement(sweep)
+    device, workers = placed.device, placed.workers
     own = [trial.trial_id for trial in sweep.trials()]
     found, seconds, checkpointed = History(), [], 0
     if (sweep.root / "epochs").is_dir():
@@ -256,8 +241,4 @@ def _count(own: Iterable[str], known: dict[str, str]) -> int:
 
 
 def _trials(count: int) -> str:
-    return _count_of(count, "trial")
-
-
-def _count_of(count: float, noun: str) -> str:
-    return f"{count:g} {noun}" if count == 1 else f"{count:g} {noun}s"
+    return count_of(count, "trial")

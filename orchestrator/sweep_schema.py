@@ -80,6 +80,11 @@ FIELDS: dict[str, dict[str, Any]] = {
             "cpus": _WHOLE,
             "gpus": {"anyOf": [_AUTO, {"type": "number", "minimum": 0}]},
             "group": {"anyOf": [_AUTO, _WHOLE]},
+            "custom": {
+                "description": "resources that the cluster's owner has named, such as {v100: 1}",
+                "type": "object",
+                "additionalProperties": {"type": "number", "exclusiveMinimum": 0},
+            },
         },
         "additionalProperties": False,
     },

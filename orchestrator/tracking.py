@@ -33,6 +33,7 @@ from orchestrator.mlflow_access import (
     refuse_unwritable,
     set_aside_if_moved,
 )
+from orchestrator.mlflow_place import Place, beside
 from orchestrator.mlflow_server import serve
 from orchestrator.projection import FINGERPRINT, PREFIX
 from orchestrator.store import Store
@@ -65,32 +66,45 @@ def check(uri: str) -> None:
         _client(uri).search_experiments(max_results=1)
 
 
-def project(store: Store, *, uri: str | None = None, experiment: str | None = None) -> Projection:
+def project(
+    store: Store,
+    *,
+    uri: str | None = None,
+    experiment: str | None = None,
+    place: Place | None = None,
+) -> Projection:
     """Bring MLflow up to date with a store; a second time changes nothing.
 
     Args:
         store: what to show.
-        uri: the tracking server; None: the SQLite database in the results folder.
+        uri: the tracking server; None: the SQLite database at `place`.
         experiment: its name; None: the sweep's name.
+        place: where local files lie; None: in the results folder.
 
     Raises:
         TrackingError: the server refuses, or another process projects this store right now. What
             was written so far is kept; the same call continues.
         DamageError: the store is damaged.
     """
-    with only_projector(store):
-        with explained(uri or embedded_uri(store.root)):
-            ledger = connect(store, uri, experiment)
+    place = place or beside(store.root)
+    with only_projector(store, place):
+        with explained(uri or place.uri):
+            ledger = connect(store, uri, experiment, place)
             return ledger.synchronise(projection.plan(store))
 
 
-def connect(store: Store, uri: str | None = None, experiment: str | None = None) -> Ledger:
+def connect(
+    store: Store,
+    uri: str | None = None,
+    experiment: str | None = None,
+    place: Place | None = None,
+) -> Ledger:
     """The runs of a store as they are in MLflow now; the experiment is created if need be.
 
     Raises:
         TrackingError: the URI does not work. Beyond that, whatever MLflow raises.
     """
-    return Ledger(Experiment(store, uri, experiment))
+    return Ledger(Experiment(store, uri, experiment, place or beside(store.root)))
 
 
 @dataclass
@@ -121,9 +135,9 @@ class Experiment:
         client: an `mlflow.MlflowClient`.
     """
 
-    def __init__(self, store: Store, uri: str | None, name: str | None) -> None:
+    def __init__(self, store: Store, uri: str | None, name: str | None, place: Place) -> None:
         self.store = store
-        self.uri = uri or embedded_uri(store.root)
+        self.uri = uri or place.uri
         refuse_folders(self.uri)
         if self.uri.startswith("sqlite:"):
             refuse_unwritable(self.uri)
@@ -134,9 +148,9 @@ class Experiment:
         self.created = milliseconds(store.created_at())
         self.store_id = projection.store_id(store)
         self.name = name or store.sweeps()[-1].name
-        folder = store.root.resolve() / "mlflow-artifacts"
+        folder = place.artifacts.resolve()
         if uri is None:
-            set_aside_if_moved(store.root / "mlflow.db", self.name, folder.as_uri())
+            set_aside_if_moved(place.database, self.name, folder.as_uri())
         self.client = _client(self.uri)
         self.id = self._find_id(folder)
 

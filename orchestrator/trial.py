@@ -67,6 +67,7 @@ class Context:
     keep: bool = False  # the user vouches for checkpoints of another task source
     live: bool = True  # whether somebody watches: progress then carries the scalars
     facts: str = "{}"  # JSON: what the driver adds to the environment's description
+    task: str = ""  # how a worker finds the task, where its code has travelled; "": as the trial
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class _Attempt:
             threads=self.context.threads,
             device=self.context.device,
         )
-        task_class = resolve(self.trial.task)
+        task_class = resolve(self.context.task or self.trial.task)
         if _source_of(task_class) != self.context.source_hash:
             raise SourceChangedError(
                 f"the code of task {self.trial.task_name!r} was edited while the sweep ran; "

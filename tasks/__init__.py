@@ -11,7 +11,7 @@ from tasks.config import (
     structural_fields,
 )
 from tasks.random import Streams, initialise_
-from tasks.registry import REGISTRY, available, resolve, source_hash
+from tasks.registry import REGISTRY, available, resolve, source_files, source_hash
 from tasks.task import Batch, Forward, Task, TaskError
 from tasks.training import GroupState, evaluate, make_streams, start, train_step
 
@@ -32,6 +32,7 @@ __all__ = [
     "make_streams",
     "per_trial_fields",
     "resolve",
+    "source_files",
     "source_hash",
     "start",
     "structural_fields",

@@ -164,6 +164,42 @@ def source_hash(cls: type[Task]) -> str:
     Raises:
         TaskError: the class has no source file (it was typed into an interpreter, for example).
     """
+    here = Path(__file__).resolve().parents[1]
+    trees = _trees(*_source(cls))
+    trees |= _trees("tasks.training", here / "tasks" / "training.py", here)
+    code = {key: ast.unparse(_without_docstrings(tree)) for key, tree in trees.items()}
+    text = "\0".join(f"{key}\0{code[key]}" for key in sorted(code))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def source_files(code: type[Task] | Path) -> tuple[Path, tuple[Path, ...]]:
+    """The files that a task is made of, so that they can be taken elsewhere.
+
+    Args:
+        code: the task's class, or the file of a task by path.
+
+    Returns:
+        (root, files): the folder that its imports start from, and the files inside it: the module
+        itself, what it imports as `source_hash` follows it, and the `__init__.py` of every package
+        on the way.
+
+    Raises:
+        TaskError: the class has no source file.
+    """
+    if isinstance(code, Path):
+        module, file, root = "", code.resolve(), code.resolve().parent
+    else:
+        module, file, root = _source(code)
+    trees = _trees(module, file, root, packages=True)
+    return root, tuple(root / key for key in sorted(trees))
+
+
+def _source(cls: type[Task]) -> tuple[str, Path, Path]:
+    """The class's module (empty for a task by path), its file, and the folder imports start from.
+
+    Raises:
+        TaskError: the class has no source file.
+    """
     try:
         file = Path(inspect.getfile(cls)).resolve()
     except (TypeError, OSError):
@@ -172,29 +208,30 @@ def source_hash(cls: type[Task]) -> str:
         raise TaskError(f"task {cls.__name__} has no source file to tell its versions apart by")
     by_path = cls.__module__.startswith("spectral_sweeps_task_") or "." not in cls.__module__
     if by_path:
-        trees = _trees("", file, file.parent)
-    else:
-        trees = _trees(cls.__module__, file, file.parents[cls.__module__.count(".")])
-    here = Path(__file__).resolve().parents[1]
-    trees |= _trees("tasks.training", here / "tasks" / "training.py", here)
-    text = "\0".join(f"{key}\0{trees[key]}" for key in sorted(trees))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return "", file, file.parent
+    return cls.__module__, file, file.parents[cls.__module__.count(".")]
 
 
-def _trees(module: str, path: Path, root: Path) -> dict[str, str]:
-    """File under `root` -> its code, for a module and all that it imports from its own package."""
+def _trees(module: str, path: Path, root: Path, *, packages: bool = False) -> dict[str, ast.Module]:
+    """File under `root` -> its tree, for a module and all that it imports from its own package.
+
+    With `packages`, also the `__init__.py` of every package that such a module lies in.
+    """
     top = module.partition(".")[0]  # empty for a task by path: whatever lies in its folder
-    pending, trees = [(module, path)], dict[str, str]()
+    pending, trees = [(module, path)], dict[str, ast.Module]()
     while pending:
         name, file = pending.pop()
         key = file.relative_to(root).as_posix()
         if key in trees:
             continue
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        for other in _imports(tree, name, is_package=file.name == "__init__.py"):
+        trees[key] = tree = ast.parse(file.read_text(encoding="utf-8"))
+        names = list(_imports(tree, name, is_package=file.name == "__init__.py"))
+        if packages:
+            parts = [full.split(".") for full in (name, *names)]
+            names += [".".join(each[:end]) for each in parts for end in range(1, len(each))]
+        for other in names:
             if (not top or other.partition(".")[0] == top) and (found := _file_of(root, other)):
                 pending.append((other, found))
-        trees[key] = ast.unparse(_without_docstrings(tree))
     return trees
 
 

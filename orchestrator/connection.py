@@ -1,0 +1,344 @@
+"""Joining a Ray cluster, or starting one of our own; every refusal says what to do.
+
+Ray itself answers a wrong port, a missing token and a dead host alike, after 20 to 80 seconds. So
+the address is asked first, with a call that each of Ray's ports answers in its own way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import ray
+import ray.exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator import node
+from orchestrator.errors import ClusterError, SpectralSweepsError, UserError
+
+PROBE_SECONDS = 6.0
+"""A port that has not answered by then will not; two are asked at most."""
+
+ASK_SECONDS = 120.0
+"""For the nodes to unpack the code and answer; a node that takes longer is reported as silent."""
+
+FORMS = (
+    "auto (on a machine of the cluster), ray://HOST:10001 (from elsewhere), or HOST:6379 (on a "
+    "machine of the cluster)"
+)
+_GCS = "/ray.rpc.NodeInfoGcsService/GetClusterId"
+_CLIENT = "/ray.rpc.RayletDriver/ClusterInfo"
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """A live node of the cluster."""
+
+    node_id: str
+    host: str
+    ip: str
+    resources: Mapping[str, float]
+
+
+class Connection:
+    """This process as a driver of a cluster, until `close`."""
+
+    def __init__(self, address: str, folder: tempfile.TemporaryDirectory[str] | None) -> None:
+        self.address = address
+        self.embedded = folder is not None
+        self._folder = folder
+
+    def nodes(self) -> list[NodeInfo]:
+        """The nodes that are alive now, the head among them."""
+        return [
+            NodeInfo(
+                found["NodeID"],
+                found["NodeManagerHostname"],
+                found["NodeManagerAddress"],
+                {
+                    name: float(amount)
+                    for name, amount in found["Resources"].items()
+                    if not name.startswith("node:")
+                },
+            )
+            for found in ray.nodes()
+            if found["Alive"]
+        ]
+
+    def ask(self, question: node.Question) -> list[dict[str, Any]]:
+        """Have every live node describe itself; see `node.inspect`.
+
+        Returns:
+            Its facts, with node_id and ip added, and sent and received: the driver's clock (seconds
+            since 1970) before and after. A node that did not answer has the key "silent": why.
+        """
+        # Nothing is reserved, so that a full cluster answers too.
+        task = ray.remote(num_cpus=0, max_retries=0)(node.inspect)
+        sent = time.time()
+        waiting = {}
+        for found in self.nodes():
+            here = NodeAffinitySchedulingStrategy(found.node_id, soft=False)
+            waiting[task.options(scheduling_strategy=here).remote(question)] = found
+        answers = []
+        deadline = time.monotonic() + ASK_SECONDS
+        while waiting:
+            left = max(0.0, deadline - time.monotonic())
+            done, _ = ray.wait(list(waiting), timeout=left)
+            for reference in done or list(waiting):
+                found = waiting.pop(reference)
+                facts: dict[str, Any] = {"host": found.host}
+                try:
+                    facts |= ray.get(reference, timeout=0.1)
+                except ray.exceptions.RayError as error:
+                    facts["silent"] = (
+                        last_line(error) if done else f"no answer within {ASK_SECONDS:.0f} s"
+                    )
+                facts |= {"node_id": found.node_id, "ip": found.ip}
+                answers.append(facts | {"sent": sent, "received": time.time()})
+        return sorted(answers, key=lambda facts: (facts["host"], facts["node_id"]))
+
+    def close(self) -> None:
+        """Leave the cluster; end it, if it is our own."""
+        ray.shutdown()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Connection:
+    """Become a driver of a running cluster.
+
+    Args:
+        address: see `FORMS`.
+        runtime_env: of every worker of this driver, as Ray takes it.
+
+    Raises:
+        UserError: the address is none, does not answer, wants a token, is another of Ray's ports,
+            or runs another version of Ray or Python; says what to do.
+    """
+    target = _resolve(address)
+    _probe(address, target)
+    try:
+        ray.init(
+            address=target,
+            runtime_env=dict(runtime_env) if runtime_env else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ray.exceptions.RayError, OSError, ValueError, RuntimeError, TypeError) as error:
+        ray.shutdown()
+        raise _refused(address, error) from error
+    return Connection(address, None)
+
+
+def start_embedded(cpus: int, gpus: float) -> Connection:
+    """Start a cluster of our own on this machine; its processes work in an empty folder.
+
+    Ray puts the driver's working directory first on the workers' import path, where a user's own
+    tasks.py would shadow ours. Ray reads the directory while it connects and never again. The
+    folder lives as long as Ray: MKL cannot load in a process whose directory is gone.
+
+    Raises:
+        ClusterError: Ray does not start.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="sweep-")
+    before = os.open(".", os.O_RDONLY)
+    os.chdir(folder.name)
+    try:
+        with ray_errors("start Ray"):
+            ray.init(
+                address="local",  # said in full: without it Ray would follow RAY_ADDRESS elsewhere
+                num_cpus=cpus,
+                num_gpus=math.ceil(gpus),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=100 * 1024**2,  # bytes; nothing large travels through it
+            )
+    except BaseException:
+        folder.cleanup()
+        raise
+    finally:
+        os.fchdir(before)
+        os.close(before)
+    return Connection("local", folder)
+
+
+def _resolve(address: str) -> str:
+    """What `ray.init` takes: auto looked up, a missing port filled in.
+
+    Raises:
+        UserError: no such form, or `auto` where no Ray runs.
+    """
+    if address == "auto":
+        from ray._private.services import canonicalize_bootstrap_address
+
+        try:
+            found = canonicalize_bootstrap_address("auto")
+        except ConnectionError:
+            found = None
+        if not found:
+            raise UserError(
+                "--address auto: no Ray runs on this machine. Start one (ray start --head), or "
+                "join one from here with --address ray://HOST:10001."
+            )
+        return str(found)
+    if re.match(r"https?://", address):
+        raise UserError(
+            f"--address {address}: this is a dashboard, through which a sweep is sent as a job: "
+            f"sweep submit FILE --address {address}. To run the driver here, join the cluster "
+            f"with {FORMS}."
+        )
+    match = re.fullmatch(r"(ray://)?([^:/]+|\[[0-9a-fA-F:]+\])(?::(\d{1,5}))?/?", address)
+    if match is None or not (match[1] or match[3]):
+        raise UserError(f"--address {address}: expected {FORMS}.")
+    return f"{match[1] or ''}{match[2]}:{match[3] or 10001}"
+
+
+def _probe(address: str, target: str) -> None:
+    """Ask the port what it is, and whether it lets us in.
+
+    Raises:
+        UserError: it does not answer, is another of Ray's ports, or wants a token.
+    """
+    client = target.startswith("ray://")
+    place = target.removeprefix("ray://")
+    wanted, other = (_CLIENT, _GCS) if client else (_GCS, _CLIENT)
+    status, details = _call(place, wanted)
+    if status == "UNAUTHENTICATED" and "RAY_AUTH_MODE" not in os.environ:
+        # Ray uses a token that lies ready only for `auto`; this cluster has asked for one.
+        from ray._private.authentication import authentication_token_setup as token
+
+        if token.maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
+            status, details = _call(place, wanted)
+    host = place.rpartition(":")[0]
+    if status in ("OK", "NOT_FOUND", "INTERNAL", "UNKNOWN"):
+        return
+    if status in ("UNAUTHENTICATED", "NO_TOKEN"):
+        raise UserError(
+            f"--address {address}: the cluster wants a token, and "
+            f"{'there is none here' if status == 'NO_TOKEN' else 'ours is missing or wrong'}. Ask "
+            "its owner for it (on the head: ray get-auth-token), then set RAY_AUTH_MODE=token "
+            "and either RAY_AUTH_TOKEN=... or write it to ~/.ray/auth_token."
+        )
+    if status == "UNIMPLEMENTED":
+        what, right = (
+            ("the cluster's own port (GCS)", f"ray://{host}:10001")
+            if client
+            else ("Ray's client port", f"ray://{place}")
+        )
+        if _call(place, other)[0] != "UNIMPLEMENTED":
+            raise UserError(f"--address {address}: this is {what}; use --address {right}.")
+        raise UserError(f"--address {address}: something answers there, but it is not Ray.")
+    if "http1" in details:
+        raise UserError(
+            f"--address {address}: a web server answers there. If it is Ray's dashboard, send the "
+            f"sweep as a job: sweep submit FILE --address http://{place}; to run the driver here, "
+            f"use Ray's client port: --address ray://{host}:10001."
+        )
+    raise UserError(
+        f"--address {address}: no answer: {_why(details, status)}. Is the head running (ray "
+        "status, on the head), and is this port open from here? Ray's client port is 10001 unless "
+        "it was started with another --ray-client-server-port."
+    )
+
+
+def _call(place: str, method: str) -> tuple[str, str]:
+    """(gRPC status, details) of a call without content; NO_TOKEN if Ray wants one and has none."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+
+    try:
+        channel = init_grpc_channel(place)
+        try:
+            channel.unary_unary(method)(b"", timeout=PROBE_SECONDS)
+        finally:
+            channel.close()
+    except grpc.RpcError as error:
+        return str(error.code().name), str(error.details() or "")
+    except ray.exceptions.AuthenticationError as error:
+        return "NO_TOKEN", str(error)
+    return "OK", ""
+
+
+def _why(details: str, status: str) -> str:
+    known = {
+        "Connection refused": "connection refused",
+        "Domain name not found": "the host is not known",
+        "No route to host": "no route to the host",
+        "imeout": f"nothing within {PROBE_SECONDS:.0f} s",
+    }
+    for text, meaning in known.items():
+        if text in details:
+            return meaning
+    if status == "DEADLINE_EXCEEDED":
+        return f"nothing within {PROBE_SECONDS:.0f} s"
+    return details.strip().partition("\n")[0] or status
+
+
+def _refused(address: str, error: BaseException) -> UserError:
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    if "ersion mismatch" in text or ("version" in text.lower() and "Python" in text):
+        return UserError(
+            f"--address {address}: Ray or Python is of another version there than here: {text} "
+            "Install the cluster's Ray version here (pip install 'ray[default]==...') under the "
+            "same minor version of Python, or the other way round."
+        )
+    return UserError(
+        f"--address {address}: cannot join: {text[:1000] or type(error).__name__}. "
+        "`sweep doctor --address` looks for the cause."
+    )
+
+
+@contextlib.contextmanager
+def ray_errors(doing: str) -> Iterator[None]:
+    """Turn what Ray raises in mid-sweep into a message that says what to do.
+
+    Raises:
+        ClusterError: for every exception of Ray's.
+    """
+    try:
+        yield
+    except SpectralSweepsError:
+        raise
+    except ray.exceptions.ActorDiedError as error:
+        raise ClusterError(f"cannot {doing}: {first_line(error)}") from error
+    except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError) as error:
+        raise ClusterError(
+            f"cannot {doing}: {error}. Everything committed is kept; run the same command again, "
+            "or add --in-process to do without Ray."
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text that is not empty, or its type."""
+    return next(iter(_lines(error)), type(error).__name__)
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an exception's text, where Ray puts the cause; or its type."""
+    return next(reversed(_lines(error)), type(error).__name__)
+
+
+def _lines(error: BaseException) -> Sequence[str]:
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return [line.strip() for line in text.splitlines() if line.strip()]

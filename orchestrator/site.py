@@ -1,0 +1,125 @@
+"""A cluster made ready for one sweep: the code is there, the nodes agree, the storage is shared.
+
+with site.enter(sweep, "ray://head:10001", tracked=True) as place: ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import node, node_storage, shipping
+from orchestrator.errors import SweepError
+from orchestrator.mlflow_access import refuse_local_database
+from orchestrator.placement import Placement, place
+from orchestrator.shipping import Shipment
+from orchestrator.sweep import Sweep
+
+if TYPE_CHECKING:
+    from orchestrator.connection import Connection
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a sweep's trials run.
+
+    Attributes:
+        connection: to the cluster.
+        placement: of the workers.
+        task: the reference by which workers find the task; empty: the sweep's own.
+        runtime_env: of the workers, beside their environment variables.
+    """
+
+    connection: Connection
+    placement: Placement
+    task: str = ""
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def enter(
+    sweep: Sweep,
+    address: str,
+    *,
+    limit: int,
+    tracked: bool,
+    shipment: Shipment | None = None,
+    message: Callable[[str], None] = lambda _: None,
+) -> Iterator[Site]:
+    """Join a cluster, send the code, and refuse what would go wrong there.
+
+    Args:
+        sweep: what is to be run.
+        address: as `connection.join` takes it.
+        limit: at most this many trials at once.
+        tracked: whether the driver writes to MLflow.
+        shipment: this very process runs as a job of the cluster, with this code; None: send it.
+        message: receives lines for the user.
+
+    Raises:
+        SweepError: all that is wrong with the nodes or the storage.
+        UserError: the address does not work.
+    """
+    with contextlib.ExitStack() as stack:
+        environment: dict[str, Any] = {}
+        if shipment is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sweep-"))
+            shipment = shipping.ship(sweep, Path(folder) / "code")
+            environment = {"working_dir": str(shipment.folder)}  # a job has it already
+        from orchestrator.connection import join
+
+        connection = stack.enter_context(join(address, runtime_env=environment))
+        nodes = connection.nodes()
+        if tracked:
+            refuse_local_database(sweep.source, sweep.tracking.uri, len(nodes))
+        answers = _ask(connection, sweep, shipment, f"--address {address}", message)
+        placement = place(
+            sweep.resources,
+            [each.resources for each in nodes],
+            source=sweep.source,
+            limit=limit,
+            cluster=True,
+        )
+        lacking = {name for facts in answers for name in node.missing(facts)}
+        wanted = [(n, version) for n, version in shipment.requirements if n in lacking]
+        install = {"pip": shipping.installable(wanted)} if wanted else {}
+        if wanted:
+            message(f"the nodes install what they lack: {', '.join(install['pip'])}")
+        yield Site(connection, placement, shipment.task, install)
+
+
+def _ask(
+    connection: Connection,
+    sweep: Sweep,
+    shipment: Shipment,
+    source: str,
+    message: Callable[[str], None],
+) -> Sequence[dict[str, Any]]:
+    """What the nodes say of themselves, those left out that do not answer."""
+    try:
+        with node_storage.marked(sweep.root) as (marker, token):
+            question = node.Question(shipment.requirements, str(sweep.root), marker, token)
+            answers = connection.ask(question)
+            node_storage.confirm(sweep.root, answers)
+            here = node.inspect(question)
+    except OSError as error:
+        problem = f"results cannot be written to {sweep.root}: {error.strerror or error}; choose "
+        raise SweepError(sweep.source, [problem + "another storage folder"]) from error
+    silent = [facts for facts in answers if "silent" in facts]
+    for facts in silent:
+        message(f"left out: node {node.where(facts)} does not answer: {facts['silent']}")
+    found = node.answering(answers)
+    if not found:
+        raise SweepError(source, [f"no node of the cluster answers: {silent[0]['silent']}"])
+    problems = node.differences(found, here) + node.storage_problems(found, sweep.root)
+    lacking = sorted({n for facts in found for n in node.missing(facts)} & set(shipping.GIVEN))
+    for name in lacking:
+        where = node.places(facts for facts in found if name in node.missing(facts))
+        problems.append(f"{name} is not installed on {where}: install it there")
+    if problems:
+        raise SweepError(source, problems)
+    return found
