@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import shutil
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -50,6 +51,7 @@ def measure(*, quick: bool) -> Report:
         )
     raw: dict[str, Any] = {}
     figures = [*_trials(raw, quick), *_mlflow(raw, quick), *_memory(raw, quick)]
+    shutil.rmtree(tune_rival.STORAGE)  # a folder for each of thousands of trials
     return Report("orchestration", quick, figures, raw=raw)
 
 
@@ -252,17 +254,20 @@ def _memory(raw: dict[str, Any], quick: bool) -> list[Figure]:
     overrides = [f"seeds={last}", *SHORTEST]
     ours: Run = real.run(FILE, overrides, watched=True)
     tuned: Run = tune_rival.run(FILE, overrides, variant="best", trials=last, watched=True)
-    figures, rates = [], []
+    slopes, others = [], []
     for system, run in (("`sweep run`", ours), (TUNE["best"], tuned)):
         ended = sorted(attempt.ended for attempt in run.attempts)
         assert run.resident is not None
         slope = run.resident.slope(ended, first, last)
         what = f"the driver's memory per finished trial, {first:,} to {last:,}, {system}"
-        figures.append(Figure(what, "KiB", [slope]))
+        slopes.append(Figure(what, "KiB", [slope]))
+        most = max(run.resident.kilobytes) / 1024
+        what = f"the driver's memory at its largest, summaries included, {system}"
         rate = (last - first) / (ended[-1] - ended[first - 1])
-        rates.append(Figure(f"these shortest trials, {system}", "trials/s", [rate]))
+        others.append(Figure(what, "MiB", [most]))
+        others.append(Figure(f"these shortest trials, {system}", "trials/s", [rate]))
         raw[f"memory, {system}"] = {"resident": asdict(run.resident), "ended": ended}
-    return [*figures, *rates]
+    return [*slopes, *others]
 
 
 def _raw(runs: Sequence[Bare | Run]) -> list[dict[str, Any]]:

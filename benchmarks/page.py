@@ -23,9 +23,9 @@ held or missed if every repeat says so and would still say so if it were off by 
 the equal bare runs; else it is undecided. After a run, all timings behind a table are in
 `benchmarks/out/<name>.json`.
 
-**Bare** is the rival of the first two tables: the body of a trial and its snapshots at the same
-steps (build, `train_step`, `evaluate`, `take_snapshot`), in two processes at once with one thread
-each, without store, Ray, driver and tracking (`benchmarks/bare.py`).
+**Bare** is the rival of the first two tables and the floor under the last: the body of a trial and
+its snapshots at the same steps (build, `train_step`, `evaluate`, `take_snapshot`), in two processes
+at once with one thread each, without store, Ray, driver and tracking (`benchmarks/bare.py`).
 
 Not measured: GPUs, more than one machine, groups of more than one trial.
 """
@@ -65,7 +65,7 @@ each snapshot, not the spectra, and writes its trial folders, without fsync.
 - **Tune with `reuse_actors=True`**: that, and nothing else.
 - **Tune at its best**: a class trainable with `reset_config`, `reuse_actors=True`, `verbose=0` and
 {SETTINGS}.
-  It then writes no results to disk: the driver keeps the last one of each trial in memory.
+  It then writes no result files: of each trial only the last result is kept, in one state file.
 
 MLflow: tracking on in both, SQLite, {TRACKED_TRIALS} trials, Tune with `reuse_actors=True` and its
 `MLflowLoggerCallback`. It is given the five curves per trial that `sweep run` shows by default, and

@@ -98,8 +98,13 @@ def run(
     with tempfile.TemporaryFile() as said:
         called = time.time()
         child = subprocess.Popen(command, cwd=REPOSITORY, stdout=said, stderr=subprocess.STDOUT)
-        resident = watch(child.pid, child.poll) if watched else None
-        status = child.wait()
+        try:
+            resident = watch(child.pid, child.poll) if watched else None
+            status = child.wait()
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
         seconds = time.time() - called
         if status != 0:
             said.seek(0)

@@ -24,14 +24,15 @@ class Resident:
         Args:
             ended: when each trial ended, seconds since 1970.
             first: finished trials at the beginning of the range.
-            last: finished trials at its end.
+            last: finished trials at its end, which is not in it: what a driver does when all are
+                finished (summaries, plots) is no cost of a trial.
         """
         order = sorted(ended)
         counts = [bisect.bisect_right(order, at) for at in self.times]
         pairs = [
             (count, size)
             for count, size in zip(counts, self.kilobytes, strict=True)
-            if first <= count <= last
+            if first <= count < last
         ]
         mean = sum(count for count, _ in pairs) / len(pairs)
         return sum((count - mean) * size for count, size in pairs) / sum(

@@ -112,7 +112,10 @@ def run(
     command += [f"--set={override}" for override in overrides]
     command += [f"--database={database}"] if database is not None else []
     # Ray's own files under a short path, because its sockets' names must be.
-    with tempfile.TemporaryDirectory(prefix="tune-") as temporary, tempfile.TemporaryFile() as said:
+    with (
+        tempfile.TemporaryDirectory(prefix="tune-", ignore_cleanup_errors=True) as temporary,
+        tempfile.TemporaryFile() as said,
+    ):
         called = time.time()
         child = subprocess.Popen(
             [*command, f"--temporary={temporary}"],

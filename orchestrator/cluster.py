@@ -80,6 +80,7 @@ class _Worker:
 
     def __init__(self, context: Context, packages: Mapping[str, str]) -> None:
         environment.check_packages(packages)
+        environment.check_device(context.device)
         self._context = context
         self._stop = threading.Event()
         # Progress that nobody fetches is dropped, oldest first: the store holds every row anyway.
@@ -284,7 +285,7 @@ class RayPool:
             for ended in (assignment, *(orphan for orphan, _ in queued)):
                 handle(Ended(ended, GroupResult(())))
             return
-        handle(Lost(assignment, reason, node=self._node_is_gone(slot)))
+        handle(Lost(assignment, reason, node=not self._connection.alive(slot.node_id)))
         # Only the first in the queue had begun; the others have lost nothing.
         for orphan, _ in queued:
             handle(Lost(orphan, reason, begun=False))
@@ -293,9 +294,6 @@ class RayPool:
         self._slots.remove(slot)
         with contextlib.suppress(Exception):
             ray.kill(slot.actor, no_restart=True)
-
-    def _node_is_gone(self, slot: _Slot) -> bool:
-        return slot.node_id not in {found.node_id for found in self._connection.nodes()}
 
     def _send_polls(self) -> None:
         now = time.monotonic()

@@ -54,7 +54,7 @@ def submit(
 ) -> None:
     """Send a sweep to a cluster as one job; again: the live job, or the next, which resumes."""
     from orchestrator import loading
-    from orchestrator.job import sweep_words
+    from orchestrator.staging import sweep_words
 
     if retry not in (None, "failed"):
         raise SweepError("--retry", [f"expected 'failed', got {retry!r}"])
@@ -66,9 +66,11 @@ def submit(
     options += ["--rerun", rerun] if rerun else []
     options += ["--keep"] if keep else []
     _announce_credentials(sweep, kept=no_credentials)
-    _say(f"packing {sweep.name} for {jobs.address}")
     job, new = jobs.submit(
-        sweep, arguments=["--address", jobs.address, *options], credentials=not no_credentials
+        sweep,
+        arguments=["--address", jobs.address, *options],
+        credentials=not no_credentials,
+        message=_say,
     )
     if not new:
         without = f" without {shlex.join(options)}" if options else ""
@@ -95,7 +97,7 @@ def submit(
 
 
 def _announce_credentials(sweep: Sweep, *, kept: bool) -> None:
-    from orchestrator.jobs import credentials_of
+    from orchestrator.staging import credentials_of
 
     found = " and ".join(credentials_of(sweep))
     if found and kept:

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,6 +74,21 @@ class Connection:
             for found in ray.nodes()
             if found["Alive"]
         ]
+
+    def alive(self, node_id: str) -> bool:
+        """Whether a node is still there; asked when a worker of it has died.
+
+        Ray takes a while to declare a node dead, so its port is tried as well. Through Ray Client
+        the nodes are out of reach from here, and only Ray's word counts.
+        """
+        for found in ray.nodes():
+            if found["NodeID"] == node_id and found["Alive"]:
+                if self.address.startswith("ray://"):
+                    return True
+                place = (found["NodeManagerAddress"], found["NodeManagerPort"])
+                with contextlib.suppress(OSError), socket.create_connection(place, timeout=1.0):
+                    return True
+        return False
 
     def ask(self, question: node.Question) -> list[dict[str, Any]]:
         """Have every live node describe itself; see `node.inspect`.

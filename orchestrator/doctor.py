@@ -191,7 +191,7 @@ def _database(subject: _Subject, nodes: int) -> Iterator[Finding]:
 def _guarded() -> Iterator[Finding]:
     """Joining has switched the token on if the cluster wants one."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
-        yield Finding("ok", "Ray token", "the cluster accepts it")
+        yield Finding("ok", "Ray token", "it was sent, and the cluster has not refused it")
         return
     what = "the cluster wants none: whoever reaches its ports can run code on it"
     fix = (

@@ -54,7 +54,7 @@ def versions(nodes: Sequence[dict[str, Any]], driver: dict[str, Any]) -> list[Fi
     found = []
     for line in node.differences(nodes, driver):
         name = line.partition(":")[0]
-        version = driver["python"] if name == "Python" else driver["versions"][name]
+        version = driver["python"] if name == "Python" else _public(driver, name)
         fix = (
             f"Use Python {version} on every machine, with torch and Ray installed for it."
             if name == "Python"
@@ -67,12 +67,17 @@ def versions(nodes: Sequence[dict[str, Any]], driver: dict[str, Any]) -> list[Fi
             continue
         what = f"{name} is not installed on {node.places(without)}"
         if name in GIVEN:
-            fix = f'There: pip install "{name}=={driver["versions"][name]}"; then start Ray again.'
+            fix = f'There: pip install "{name}=={_public(driver, name)}"; then start Ray again.'
             found.append(Finding("problem", "versions", what, fix))
         else:
             fix = "A sweep installs it when it begins; with it there, sweeps begin sooner."
             found.append(Finding("warning", "versions", what, fix))
     return found or [Finding("ok", "versions", "the same on all nodes and here")]
+
+
+def _public(driver: dict[str, Any], name: str) -> str:
+    """A version without its build: what `+cpu` says of this machine need not be true of others."""
+    return str(driver["versions"][name]).partition("+")[0]
 
 
 def storage(
@@ -160,7 +165,7 @@ def gpus(facts: dict[str, Any], offered: float | None = None) -> list[Finding]:
 
 def _torch(cuda: dict[str, Any], cards: int, driver: str, count: str) -> list[Finding]:
     if cuda["error"]:
-        fix = "Install torch again."
+        fix = "(Re)install torch."
         return [Finding("problem", "GPUs", f"torch cannot be imported: {cuda['error']}", fix)]
     if cuda["count"] >= cards:
         return []

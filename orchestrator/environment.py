@@ -75,6 +75,24 @@ def check_packages(expected: Mapping[str, str]) -> None:
         )
 
 
+def check_device(device: str) -> None:
+    """Refuse a GPU that Ray counts and torch cannot use: every trial would fail in turn.
+
+    Raises:
+        ClusterError: torch sees no GPU here.
+    """
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
+        raise ClusterError(
+            f"the worker on {platform.node()} was given a GPU by Ray, but torch "
+            f"{torch.__version__}, {built}, sees none. Install a torch for its driver (nvidia-smi "
+            "names the newest CUDA it takes), correct --num-gpus of `ray start`, or ask for none: "
+            "--set resources.gpus=0."
+        )
+
+
 def git_facts(folder: Path) -> dict[str, Any]:
     """Commit and uncommitted changes of the repository that holds a folder; else empty."""
     commit = _git(folder, "rev-parse", "HEAD")

@@ -259,19 +259,18 @@ class _Reader:
         return Resources(**found)
 
     def _custom(self, node: Node) -> tuple[tuple[str, float], ...]:
-        what = "a mapping of resource names to amounts, such as {v100: 1}"
         if not isinstance(node.value, dict):
-            self.problems.expected(node, what)
+            self.problems.expected(node, "a mapping of resource names to amounts, like {v100: 1}")
             return ()
         found = []
-        for name in node.value:
-            entry = node.entry(name)
-            if not isinstance(name, str) or name in ("CPU", "GPU", "memory") or entry is None:
-                self.problems.add(node, f"expected {what}; CPUs and GPUs are cpus: and gpus:")
+        for name, entry in node.value.items():
+            if name in ("CPU", "GPU"):
+                self.problems.add(entry, f"{name}s are asked for with {name.lower()}s:")
                 continue
-            amount = self.problems.real(entry, 0, "a number > 0")
+            what = "a share below 1 or a whole number >= 1"
+            amount = self.problems.real(entry, 0, what)
             if amount == 0 or (amount is not None and amount > 1 and amount % 1):
-                self.problems.expected(entry, "a share below 1 or a whole number")
+                self.problems.expected(entry, what)
             elif amount is not None:
                 found.append((name, amount))
         return tuple(sorted(found))

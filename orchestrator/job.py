@@ -18,10 +18,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from orchestrator.sweep import Sweep
+from typing import Any, NoReturn
 
 ORIGIN = Path("sweep") / "origin.json"
 """Where the sweep comes from, inside the folder that is sent along; beside it the file itself."""
@@ -47,8 +44,6 @@ def main() -> NoReturn:
         sys.exit(2)
     if missing := _missing(origin["driver"]):
         _start_again(missing)
-    # Several sources want a say in the workers' environment: the driver's is the newest.
-    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
     from orchestrator.errors import SpectralSweepsError
 
     try:
@@ -130,8 +125,8 @@ def _start_again(missing: Sequence[str]) -> NoReturn:
 
 
 def _refusal(names: str, text: str) -> str:
-    errors = [line.strip() for line in text.splitlines() if re.match(r"\s*ERROR: ", line)]
-    why = "\n".join(f"  {line}" for line in errors) or f"  {text.strip()[-1500:]}"
+    errors = re.findall(r"^\s*(ERROR: .*)", text, re.MULTILINE)  # pip's; the last says it best
+    why = f"  {errors[-1] if errors else text.strip()[-1500:]}"
     return (
         f"the driver needs {names}, and Ray cannot install that on the head of the cluster "
         f"({platform.node()}):\n{why}\n"
@@ -139,59 +134,27 @@ def _refusal(names: str, text: str) -> str:
     )
 
 
-def load(origin: Mapping[str, Any]) -> Sweep:
-    """The sweep as its submitter loaded it, with the task and the storage as they are here.
-
-    Args:
-        origin: the content of `ORIGIN`; the working directory is the folder that was sent along.
-    """
-    import dataclasses
-
-    from orchestrator.sweep import parse
-
-    given = [str(option) for option in origin["overrides"]]
-    kept = [each for each in given if each.partition("=")[0].strip() not in ("task", "storage")]
-    task = origin["task"]
-    here = str(Path.cwd() / task) if ":" in task else task
-    moved = [f"task={json.dumps(here)}", f"storage={json.dumps(origin['storage'])}"]
-    text = ORIGIN.with_name("sweep.yaml").read_bytes().decode()
-    sweep = parse(text, source=origin["source"], base=Path.cwd(), overrides=[*kept, *moved])
-    # What was said, not what it was turned into here: it decides whether the file has changed.
-    return dataclasses.replace(sweep, overrides=tuple(given), base=Path(origin["base"]))
-
-
 def _run(origin: Mapping[str, Any], arguments: argparse.Namespace) -> int:
-    from orchestrator import cli
+    from orchestrator import cli, staging
     from orchestrator.driver import Options
-    from orchestrator.shipping import Shipment
 
-    sweep = load(origin)
+    sweep = staging.load(origin)
     options = Options(
         retry_failed=arguments.retry is not None,
         keep=arguments.keep,
         rerun=sweep.select(arguments.rerun) if arguments.rerun not in (None, "changed") else (),
         rerun_changed=arguments.rerun == "changed",
         address="auto",
-        shipment=Shipment(
-            Path.cwd(),
-            origin["task"],
-            requirements=tuple((name, version) for name, version in origin["requirements"]),
-            driver=tuple((name, version) for name, version in origin["driver"]),
-        ),
+        shipment=staging.shipment(origin),
         git=origin["git"],
     )
-    words = sweep_words(origin["source"], origin["overrides"])
+    words = staging.sweep_words(origin["source"], origin["overrides"])
     return cli.run_loaded(
         sweep,
         options,
         resume=shlex.join(["sweep", "submit", *words, "--address", arguments.address]),
         alone=["sweep", "run", *words],
     )
-
-
-def sweep_words(source: str, overrides: Sequence[str]) -> list[str]:
-    """A sweep as the command line of its submitter names it."""
-    return [source, *(x for each in overrides for x in ("--set", each))]
 
 
 if __name__ == "__main__":

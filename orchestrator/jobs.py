@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 import logging
 import os
 import re
@@ -20,19 +18,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import ray
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from orchestrator import dashboard, environment
+from orchestrator import dashboard
 from orchestrator.errors import ClusterError, UserError
-from orchestrator.job import ORIGIN, PYTHON, sweep_words
-from orchestrator.shipping import OURS, ship
+from orchestrator.job import PYTHON
+from orchestrator.staging import content_hash, credentials_of, stage, sweep_words
 from orchestrator.sweep import Sweep
 
 STOP_SECONDS = 600
@@ -40,11 +38,11 @@ STOP_SECONDS = 600
 too short for checkpoints. Ray reads it in the process that supervises the job, which has the job's
 environment variables."""
 POLL_SECONDS = 0.5
-CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 _ENTRYPOINT = f'exec "${{{PYTHON}:-python}}" -m orchestrator.job'
-for _chatty in ("dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
-    logging.getLogger(f"ray.{_chatty}").setLevel(logging.WARNING)
+for _chatty in ("dashboard_sdk", "job.sdk"):  # they report every upload and every closed socket
+    logging.getLogger(f"ray.dashboard.modules.{_chatty}").setLevel(logging.WARNING)
+logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -115,12 +113,12 @@ class Jobs:
 
     def get(self, job_id: str) -> Job | None:
         """A job as it stands now; None if there is none of this id that is ours."""
-        try:
-            return _job(self._client.get_job_info(job_id))
-        except RuntimeError as error:
-            if "does not exist" in str(error):
-                return None
-            with self._errors("describe the job"):
+        with self._errors("describe the job"):
+            try:
+                return _job(self._client.get_job_info(job_id))
+            except RuntimeError as error:
+                if "does not exist" in str(error):
+                    return None
                 raise
 
     def of_root(self, root: str) -> list[Job]:
@@ -154,7 +152,12 @@ class Jobs:
             self._client.stop_job(job_id)
 
     def submit(
-        self, sweep: Sweep, *, arguments: Sequence[str] = (), credentials: bool = True
+        self,
+        sweep: Sweep,
+        *,
+        arguments: Sequence[str] = (),
+        credentials: bool = True,
+        message: Callable[[str], None] = lambda _: None,
     ) -> tuple[Job, bool]:
         """Start a job for a sweep, unless one of the same content is alive.
 
@@ -162,6 +165,7 @@ class Jobs:
             sweep: a validated sweep.
             arguments: options of `sweep run` that the job is to run with.
             credentials: send MLflow's user name and password along, if there are any.
+            message: receives lines for the user.
 
         Returns:
             The job, and whether this call started it.
@@ -171,60 +175,73 @@ class Jobs:
                 sweep's code cannot be taken along.
         """
         content = content_hash(sweep)
-        if live := self._live(sweep, content):
+        if (live := self._live(self.all(), sweep, content)) is not None:
             return live, False
+        message(f"packing {sweep.name} for {self.address}")
         with tempfile.TemporaryDirectory(prefix="sweep-job-") as folder:
-            origin = _stage(sweep, Path(folder))
-            runtime_env = {
-                "working_dir": folder,
-                "env_vars": {
-                    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
-                    # Not the field worker_process_setup_hook, which Ray would not carry out in
-                    # the process that supervises the job.
-                    WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "orchestrator.job.name_python",
-                    **(credentials_of(sweep) if credentials else {}),
+            origin = stage(sweep, Path(folder))
+            request = {
+                "entrypoint": " ".join([_ENTRYPOINT, *map(shlex.quote, arguments)]),
+                "entrypoint_num_cpus": 0,
+                "metadata": {
+                    "spectral_sweeps": origin["version"],
+                    "sweep": sweep.name,
+                    "root": str(sweep.root),
+                    "content": content,
+                    "command": shlex.join(sweep_words(sweep.source, sweep.overrides)),
+                    "trials": str(sweep.num_trials),
+                },
+                "runtime_env": {
+                    "working_dir": folder,
+                    "env_vars": {
+                        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+                        # Not the field worker_process_setup_hook, which Ray would not carry out in
+                        # the process that supervises the job.
+                        WORKER_PROCESS_SETUP_HOOK_ENV_VAR: "orchestrator.job.name_python",
+                        **(credentials_of(sweep) if credentials else {}),
+                    },
                 },
             }
             while True:
-                numbers = [_number(job.id) for job in self.all() if job.content == content]
+                # One list for both questions: between two lists another submit may come.
+                known = self.all()
+                if (live := self._live(known, sweep, content)) is not None:
+                    return live, False
+                numbers = [_number(job.id) for job in known if job.content == content]
                 job_id = f"{content}-{max(numbers, default=0) + 1}"
-                with self._errors("take the job"):
-                    try:
-                        self._client.submit_job(
-                            entrypoint=" ".join([_ENTRYPOINT, *map(shlex.quote, arguments)]),
-                            submission_id=job_id,
-                            runtime_env=runtime_env,
-                            metadata={
-                                "spectral_sweeps": origin["version"],
-                                "sweep": sweep.name,
-                                "root": str(sweep.root),
-                                "content": content,
-                                "command": shlex.join(sweep_words(sweep.source, sweep.overrides)),
-                                "trials": str(sweep.num_trials),
-                            },
-                            entrypoint_num_cpus=0,
-                        )
-                    except RuntimeError as error:
-                        if "already exists" not in str(error):
-                            raise
-                        # Another submit was faster by a hair: its job is the one.
-                        if live := self._live(sweep, content):
-                            return live, False
-                        continue
-                found = self.get(job_id)
-                assert found is not None, "Ray lists a job as soon as it has taken it"
-                return found, True
+                if self._take(job_id, request):
+                    found = self.get(job_id)
+                    assert found is not None, "Ray knows a job as soon as it has taken it"
+                    return found, True
 
-    def _live(self, sweep: Sweep, content: str) -> Job | None:
-        for job in self.of_root(str(sweep.root)):
-            if job.live and job.content != content:
-                raise UserError(
-                    f"job {job.id} is {job.state.lower()} and works for {sweep.root} with another "
-                    "version of the file. Wait until it has ended, or stop it at checkpoints: "
-                    f"sweep cancel {job.id} --address {self.address}"
-                )
-            if job.live:
+    def _take(self, job_id: str, request: Mapping[str, Any]) -> bool:
+        """Submit; false if another submit was faster by a hair and has this id."""
+        with self._errors("take the job"):
+            try:
+                self._client.submit_job(submission_id=job_id, **request)
+            except RuntimeError as error:
+                if "already exists" not in str(error):
+                    raise
+                return False
+        return True
+
+    def _live(self, known: Sequence[Job], sweep: Sweep, content: str) -> Job | None:
+        """The live job of the same content among those known.
+
+        Raises:
+            UserError: a live job works for the same results folder with another file.
+        """
+        root = os.path.normpath(sweep.root)
+        for job in known:
+            if not job.live or os.path.normpath(job.root) != root:
+                continue
+            if job.content == content:
                 return job
+            raise UserError(
+                f"job {job.id} is {job.state.lower()} and works for {sweep.root} with another "
+                "version of the file. Wait until it has ended, or stop it at checkpoints: "
+                f"sweep cancel {job.id} --address {self.address}"
+            )
         return None
 
     def wait(self, job: Job, until: Callable[[Job, str], bool], show: Callable[[str], None]) -> Job:
@@ -248,46 +265,11 @@ class Jobs:
             yield
         except AuthenticationError as error:
             raise UserError(f"{self.address} refuses the token: {dashboard.TOKEN_HELP}") from error
-        except (OSError, RuntimeError, ValueError) as error:  # requests' errors are OSErrors
+        # those of requests are OSErrors
+        except (OSError, RuntimeError, ValueError, aiohttp.ClientError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             why = lines[-1] if lines else type(error).__name__
             raise ClusterError(f"the cluster at {self.address} did not {doing}: {why}") from error
-
-
-def content_hash(sweep: Sweep) -> str:
-    """12 hexadecimal digits: equal for the same file, overrides and results folder."""
-    parts = json.dumps([sweep.text, list(sweep.overrides), str(sweep.root)])
-    return hashlib.sha256(parts.encode()).hexdigest()[:12]
-
-
-def credentials_of(sweep: Sweep) -> dict[str, str]:
-    """MLflow's credentials in this environment, if the sweep tracks to a server."""
-    uri = sweep.tracking.uri or ""
-    if not sweep.tracking.enabled or not uri.startswith(("http://", "https://")):
-        return {}
-    return {name: os.environ[name] for name in CREDENTIALS if os.environ.get(name)}
-
-
-def _stage(sweep: Sweep, folder: Path) -> Mapping[str, Any]:
-    """Fill the folder that becomes the job's working directory; the same sweep, the same bytes."""
-    shipment = ship(sweep, folder)
-    [ours] = Distribution.discover(name=OURS, path=[str(folder)])
-    origin = {
-        "source": sweep.source,
-        "base": str(sweep.base),
-        "overrides": list(sweep.overrides),
-        "storage": sweep.storage,
-        "git": environment.git_facts(sweep.base),
-        "task": shipment.task,
-        "requirements": shipment.requirements,
-        "driver": shipment.driver,
-        "version": ours.version,
-    }
-    file = folder / ORIGIN
-    file.parent.mkdir()
-    file.with_name("sweep.yaml").write_bytes(sweep.text.encode())
-    file.write_text(json.dumps(origin, indent=1, sort_keys=True))
-    return origin
 
 
 def _number(job_id: str) -> int:

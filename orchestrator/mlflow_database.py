@@ -59,7 +59,7 @@ def _check_postgresql(uri: str) -> None:
     try:
         connection = psycopg2.connect(uri, connect_timeout=CONNECT_SECONDS)
     except psycopg2.Error as error:
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).partition("\n")[0].split())  # a question follows
         raise UserError(f"cannot open the database {place}: {text}. {_advice(text)}") from error
     with contextlib.closing(connection), connection.cursor() as cursor:
         cursor.execute(

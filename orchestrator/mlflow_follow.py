@@ -86,7 +86,6 @@ class Follower:
         Returns:
             What went wrong, once for each thing that does; else nothing. It is tried again.
         """
-        began = time.monotonic()
         try:
             alive = self._alive()
             state = (alive, *map(self._changed_at, _FOLDERS))
@@ -98,7 +97,6 @@ class Follower:
             self._settled = state == self._state
             self._state = state
             self._problem = ""
-            self.pause = max(LOOK_SECONDS, (time.monotonic() - began) / SHARE)
         except LockedError:
             self._forget()
         except Exception as error:  # a projection: the results are not at stake
@@ -140,11 +138,13 @@ class Follower:
             if self._ledger is None or not ours:
                 self._forget()
                 self._ledger = connect(self.store, place=self._place)
+            began = time.monotonic()
             plan = make_plan(self.store)
-            if not alive:
-                self._ledger.synchronise(plan)  # with summaries and plots; nothing is running
+            running = self._running(plan) if alive else None
+            self.pause = max(LOOK_SECONDS, (time.monotonic() - began) / SHARE)
+            if running is None:
+                self._ledger.synchronise(plan)  # with summaries and plots
                 return
-            running = self._running(plan)
             ended = frozenset(plan.rows.keys() - set(running["trial_id"].to_pylist()))
             self._ledger.synchronise(plan, ended)
             self._show(self._ledger, plan, running)

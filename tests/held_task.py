@@ -1,4 +1,4 @@
-"""A task that dawdles until it is told to go on, so that a test can look at a sweep that is running.
+"""A task that dawdles until it is told to go on, so that a test can look at a running sweep.
 
 The environment variable GO names a file; while it is not there every step takes its time.
 """

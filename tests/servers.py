@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -44,6 +45,38 @@ class Started:
 def clean_environment() -> dict[str, str]:
     """Ours without MLflow's variables: a tracker of this process may have set some."""
     return {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")}
+
+
+HELD = Path(__file__).with_name("held_task.py")
+
+
+@contextlib.contextmanager
+def running_sweep(folder: Path, file: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """`sweep run toy.yaml` in the background, at a walking pace until `folder/go` is created.
+
+    Args:
+        folder: a new one, in which `held_task.py` lies and the sweep is run.
+        file: the sweep file.
+        variables: of its environment, beyond ours.
+    """
+    folder.mkdir()
+    for path in (HELD, HELD.with_name("faulty_task.py")):
+        shutil.copy(path, folder / path.name)
+    (folder / "toy.yaml").write_text(file)
+    with (folder / "run.err").open("w") as err:
+        process = subprocess.Popen(
+            [SWEEP, "run", "toy.yaml", "--in-process"],
+            cwd=folder,
+            env={**clean_environment(), "GO": str(folder / "go"), **variables},
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+            text=True,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(30)
 
 
 @contextlib.contextmanager

@@ -407,7 +407,7 @@ resources: {cpus: auto, gpus: -1, group: 0, memory: 4}
 expected a whole number >= 1, got 'auto'  @ line 3, column 19, $.resources.cpus
 expected auto, 0, a share of a GPU below 1, or a whole number of GPUs, got -1  @ line 3, column 31, $.resources.gpus
 expected auto or a whole number >= 1, got 0  @ line 3, column 42, $.resources.group
-unknown field 'memory': one of cpus, gpus, group  @ line 3, column 45, $.resources.memory
+unknown field 'memory': one of cpus, gpus, group, custom  @ line 3, column 45, $.resources.memory
 
 === resources with a share of two GPUs
 resources: {cpus: 1.0, gpus: 1.5, group: many}
@@ -415,6 +415,14 @@ resources: {cpus: 1.0, gpus: 1.5, group: many}
 expected a whole number >= 1, got 1.0  @ line 3, column 19, $.resources.cpus
 expected auto, 0, a share of a GPU below 1, or a whole number of GPUs, got 1.5  @ line 3, column 30, $.resources.gpus
 expected auto or a whole number >= 1, got 'many'  @ line 3, column 42, $.resources.group
+
+=== custom resources
+resources: {custom: {v100: 1.5, GPU: 1, big: many, small: 0, fine: 0.5}}
+=>
+expected a share below 1 or a whole number >= 1, got 1.5  @ line 3, column 28, $.resources.custom.v100
+GPUs are asked for with gpus:  @ line 3, column 38, $.resources.custom.GPU
+expected a share below 1 or a whole number >= 1, got 'many'  @ line 3, column 46, $.resources.custom.big
+expected a share below 1 or a whole number >= 1, got 0  @ line 3, column 59, $.resources.custom.small
 
 === resources for a group of several
 resources: {group: 4}
@@ -424,7 +432,7 @@ groups of several trials are not available yet; use auto or 1  @ line 3, column 
 === resources a number
 resources: 4
 =>
-expected a mapping of cpus, gpus and group, got 4  @ line 3, column 12, $.resources
+expected a mapping of cpus, gpus, group and custom, got 4  @ line 3, column 12, $.resources
 
 === tracking
 tracking: {uri: 5, experimnt: a}

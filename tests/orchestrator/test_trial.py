@@ -96,15 +96,16 @@ def test_a_worker_with_other_code_stops_the_sweep_and_blames_no_trial(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker's first act compares the packages with the driver's; a mismatch is no failure."""
-    origins = environment.package_origins()
-    elsewhere = {**origins, "tasks": "/somewhere/else/tasks.py"}
-    monkeypatch.setattr(environment, "package_origins", lambda: elsewhere)
+    digests = environment.package_digests()
+    elsewhere = {**digests, "tasks": "/somewhere/else/tasks.py 0123456789abcdef"}
+    monkeypatch.setattr(environment, "package_digests", lambda: elsewhere)
 
     with pytest.raises(ClusterError) as caught:
         run_sweep(sweep)
 
     assert "a worker cannot start: " in str(caught.value)
-    assert f"tasks: driver /somewhere/else/tasks.py, worker {origins['tasks']}" in str(caught.value)
+    differing = f"tasks: driver {elsewhere['tasks']}, worker {digests['tasks']}"
+    assert differing in str(caught.value)
     assert Store.open(sweep.root).commits().num_rows == 0
 
 

@@ -1,0 +1,245 @@
+"""Sweeps on a Ray cluster of two nodes: joined, lost, grown, shrunk, silent."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from orchestrator import cluster as pools
+from orchestrator.connection import Connection, join
+from orchestrator.driver import Options, Outcome, run_sweep
+from orchestrator.execution import Ended, Event, Executor, Lost, Started
+from orchestrator.placement import Placement
+from orchestrator.store import Store
+from orchestrator.sweep import Sweep, load
+from orchestrator.trial import Context
+from tests.orchestrator.test_resume import SWEEP, Sandbox
+from tests.stores import canonical
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+PATIENCE = 120.0
+"""Seconds that a test waits for what must happen; nothing here waits for time to pass."""
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    """Its variables are those of this process, and so of the nodes that are started from it."""
+    made = Sandbox(tmp_path / "s", SWEEP)
+    monkeypatch.setenv("FAULTS", str(made.faults))
+    monkeypatch.setenv("STORE", str(made.root))
+    return made
+
+
+@pytest.fixture
+def cluster(sandbox: Sandbox) -> Iterator[Cluster]:
+    """A head with room for one trial; every test adds the nodes that it needs."""
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False},
+    )
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The tables of the same sweep in one process without Ray."""
+    sandbox = Sandbox(tmp_path_factory.mktemp("undisturbed") / "s")
+    done = sandbox.sweep("run", "toy.yaml", "--in-process")
+    assert done.returncode == 0, done.stderr
+    return sandbox.tables()
+
+
+def parent(pid: int) -> int:
+    """The process that started a process: the raylet of its node, for a worker."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def on_node(raylet: int, pid: int) -> bool:
+    try:
+        return parent(pid) == raylet
+    except OSError:
+        return False
+
+
+def raylet_of(node: object) -> int:
+    [process] = node.all_processes["raylet"]  # type: ignore[attr-defined]
+    return int(process.process.pid)
+
+
+def begun(sandbox: Sandbox) -> list[int]:
+    """The workers' processes, one entry per attempt that has begun."""
+    return [int(path.name.split("-")[2]) for path in sandbox.faults.glob("start-*")]
+
+
+def start(sandbox: Sandbox, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name("sweep")), *arguments],
+        cwd=sandbox.folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_node_that_dies_in_mid_sweep_costs_its_trials_an_attempt_and_no_more(
+    sandbox: Sandbox, cluster: Cluster, undisturbed: dict[str, list[str]]
+) -> None:
+    """`sweep run --address`: the other node goes on, and the tables are those of a quiet run."""
+    other = cluster.add_node(num_cpus=1)
+    raylet = raylet_of(other)
+    running = start(sandbox, "run", "toy.yaml", "--address", cluster.address)
+    try:
+        eventually(lambda: any(on_node(raylet, pid) for pid in begun(sandbox)), "a trial there")
+        cluster.remove_node(other, allow_graceful=False)
+        _, said = running.communicate(timeout=PATIENCE)
+    finally:
+        running.kill()
+
+    assert running.returncode == 0, said
+    commits = Store.open(sandbox.root).commits().to_pylist()
+    lost = [row for row in commits if row["status"] == "lost"]
+    assert [row["error_kind"] for row in lost] == ["NodeLost"]
+    assert said.count("node lost under weight_decay=") == 1
+    assert sandbox.tables() == undisturbed
+
+
+@dataclasses.dataclass
+class Driven:
+    """A driver run in a thread of this process, with the pool at hand."""
+
+    sweep: Sweep
+    connection: Connection
+    placement: Placement
+    pool: pools.RayPool | None = None
+    outcome: Outcome | None = None
+    started: list[str] = dataclasses.field(default_factory=list)
+    lost: list[Lost] = dataclasses.field(default_factory=list)
+    done: int = 0
+
+    def run(self) -> None:
+        def executor(context: Context, _: int) -> Executor:
+            self.pool = pools.RayPool(self.connection, context, self.placement)
+            return self.pool
+
+        self.outcome = run_sweep(self.sweep, Options(), observer=self, executor=executor)
+
+    def begin(self, total: int, done: int, failed: int) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+    def event(self, event: Event) -> None:
+        match event:
+            case Started(assignment=assignment):
+                self.started += assignment.trial_ids
+            case Lost():
+                self.lost.append(event)
+            case Ended():
+                self.done += 1
+
+
+@contextlib.contextmanager
+def driving(sandbox: Sandbox, cluster: Cluster, placement: Placement) -> Iterator[Driven]:
+    with contextlib.chdir(sandbox.folder), join(cluster.address) as connection:
+        driven = Driven(load("toy.yaml"), connection, placement)
+        thread = threading.Thread(target=driven.run)
+        thread.start()
+        try:
+            yield driven
+        finally:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+CPU = Placement(device="cpu", cpus=1, gpus=0.0, custom=(), workers=1, most=4)
+
+
+def test_the_pool_grows_into_a_node_that_joins_and_leaves_it_when_there_is_no_more_work(
+    sandbox: Sandbox, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers pending beyond the pool take the new place; idle ones are released."""
+    monkeypatch.setattr(pools, "IDLE_SECONDS", 0.5)
+    file = sandbox.folder / "toy.yaml"
+    file.write_text(file.read_text().replace("seeds: 2", "seeds: 3"))
+
+    with driving(sandbox, cluster, CPU) as driven:
+        eventually(lambda: len(driven.started) == 1, "the first trial on the head")
+        other = raylet_of(cluster.add_node(num_cpus=1))
+        eventually(lambda: any(on_node(other, pid) for pid in begun(sandbox)), "one on the other")
+        eventually(lambda: driven.done >= 5, "all trials but the last")
+        eventually(lambda: driven.outcome is not None or len(driven.pool._slots) <= 1, "a release")
+
+    assert driven.outcome is not None
+    assert driven.outcome.statuses == {"completed": 6}
+
+
+def test_a_worker_that_falls_silent_is_given_up_and_its_trial_runs_elsewhere(
+    sandbox: Sandbox,
+    cluster: Cluster,
+    undisturbed: dict[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A frozen process (SIGSTOP) answers no heartbeat; what it held is not waited for."""
+    monkeypatch.setattr(pools, "SILENT_SECONDS", 3.0)
+
+    with driving(sandbox, cluster, CPU) as driven:
+        eventually(lambda: len(begun(sandbox)) == 1, "a trial")
+        os.kill(begun(sandbox)[0], signal.SIGSTOP)
+        eventually(lambda: len(driven.lost) == 1, "the loss is noticed")
+
+    [lost] = driven.lost
+    assert lost.reason == "its worker has not answered for 3 s"
+    assert driven.outcome is not None
+    assert driven.outcome.statuses == {"completed": 4}
+    assert canonical(Store.open(sandbox.root)) == undisturbed
+
+
+def test_shares_of_a_gpu_run_side_by_side_and_whole_bundles_one_by_one(
+    sandbox: Sandbox, cluster: Cluster
+) -> None:
+    """A logical GPU on a node without one: two halves at once; Ray keeps the count."""
+    cluster.add_node(num_cpus=4, num_gpus=1, resources={"v100": 2})
+    halves = Placement("cpu", 1, 0.5, (("v100", 1.0),), workers=2, most=4)
+
+    with driving(sandbox, cluster, halves) as driven:
+        eventually(lambda: len(set(begun(sandbox))) == 2, "two workers at once")
+
+    assert driven.outcome is not None
+    assert driven.outcome.statuses == {"completed": 4}
+    assert len(set(begun(sandbox))) == 2  # and never more: there are two v100
+
+
+def test_a_gpu_that_torch_cannot_use_stops_the_sweep_and_blames_no_trial(
+    sandbox: Sandbox, cluster: Cluster
+) -> None:
+    """Ray counts what `--num-gpus` says; the worker's first act finds that torch has none."""
+    cluster.add_node(num_cpus=1, num_gpus=1)
+    running = start(sandbox, "run", "toy.yaml", "--address", cluster.address)
+    _, said = running.communicate(timeout=PATIENCE)
+
+    assert running.returncode == 3, said
+    assert "error: a worker cannot start: " in said
+    assert "was given a GPU by Ray, but torch " in said
+    assert Store.open(sandbox.root).commits().num_rows == 0
