@@ -110,12 +110,17 @@ def test_the_nodes_agree_on_ports_and_token(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_command_ends_in_a_comment(name: str) -> None:
-    """Ray puts parentheses around each command: a comment would swallow the closing one."""
+def test_every_command_is_one_that_bash_understands(name: str) -> None:
+    """Ray puts parentheses around each command: a comment at its end would swallow the last one."""
     commands = [c for key, each in load(name).items() if key.endswith("_commands") for c in each]
+    wrong = [
+        command
+        for command in commands
+        if subprocess.run(["bash", "-n", "-c", f"({command})"], capture_output=True).returncode
+    ]
 
     assert len(commands) >= 8
-    assert [command for command in commands if "#" in command] == []
+    assert wrong == []
 
 
 @pytest.mark.parametrize("name", [*FILES, "kuberay/raycluster.yaml"])
@@ -170,6 +175,58 @@ def test_mlflow_is_where_the_sweep_file_says() -> None:
     assert words[words.index("--port") + 1] == "5000"
     assert "--allow-host" in words
     assert 'tracking: {uri: "http://127.0.0.1:5000"}' in text
+
+
+# --- ray up, as far as the first SSH connection ------------------------------------------------
+
+STAND_IN = """\
+#!/bin/bash
+echo "$0 $*" >> "$CALLS"
+"""
+
+
+def test_ray_up_sends_the_token_and_starts_the_head(tmp_path: Path) -> None:
+    """The real `ray up cluster.yaml`; `ssh` and `rsync` are stand-ins that note what they get."""
+    content = load(FILES[0])
+    folder, calls = tmp_path / "bin", tmp_path / "calls"
+    for name in ("ssh", "rsync"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(STAND_IN)
+        (folder / name).chmod(0o755)
+    secrets_there = (".ray/auth_token", ".ssh/id_ed25519")
+    for path in (tmp_path / each for each in secrets_there):
+        path.parent.mkdir()
+        path.write_text("secret")
+
+    done = subprocess.run(
+        [VENV / "bin" / "ray", "up", "--yes", "--no-config-cache", FILES[0]],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "HOME": str(tmp_path),
+            "RAY_TMPDIR": str(tmp_path),
+            "CALLS": str(calls),
+            "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    said = calls.read_text()
+    at = f"{content['auth']['ssh_user']}@{content['provider']['head_ip']}"
+    for remote, local in content["file_mounts"].items():
+        path = ROOT / local if not local.startswith("~") else tmp_path / local.removeprefix("~/")
+        slash = "/" if path.is_dir() else ""
+        shown = str(path) if local.startswith("~") else local
+        assert f" {shown}{slash} {at}:{remote}{slash}\n" in said
+    assert f" {tmp_path}/.ssh/id_ed25519 {at}:~/ray_bootstrap_key.pem\n" in said
+    places = [
+        said.index(f"{command})'")
+        for key in ("initialization_commands", "setup_commands", "head_start_ray_commands")
+        for command in content[key]
+    ]
+    assert places == sorted(places)
 
 
 # --- the start commands, for real -------------------------------------------------------------

@@ -74,24 +74,28 @@ def job_of(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the sandbox whose faults the cluster's workers commit."""
-    return tmp_path_factory.mktemp("jobs") / "s"
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the faults that the cluster's workers commit, and the sandbox that they are for."""
+    found = tmp_path_factory.mktemp("jobs")
+    (found / "faults").mkdir()
+    return found
 
 
 @pytest.fixture(scope="module")
-def ray(folder: Path) -> Iterator[Cluster]:
-    faults = {"FAULTS": str(folder / "faults"), "STORE": str(folder / "results" / "toy")}
+def ray(shared: Path) -> Iterator[Cluster]:
+    store = shared / "s" / "results" / "toy"
+    faults = {"FAULTS": str(shared / "faults"), "STORE": str(store)}
     with cluster(cpus=2, environment=faults) as found:
         yield found
 
 
-def test_a_killed_job_is_continued_by_the_next(ray: Cluster, folder: Path, tmp_path: Path) -> None:
+def test_a_killed_job_is_continued_by_the_next(ray: Cluster, shared: Path, tmp_path: Path) -> None:
     """SIGKILL of the driver on the cluster; the next job resumes, and the tables are the same."""
     sweep = SWEEP.replace("seeds: 2", "seeds: 1")
     here = Sandbox(tmp_path / "undisturbed", sweep)
     assert here.sweep("run", "toy.yaml", "--in-process").returncode == 0
-    there = Submitter(folder, ray, sweep)
+    there = Submitter(shared / "s", ray, sweep)
+    there.faults = shared / "faults"
     there.order("kill-driver")
 
     first = there.on_cluster("submit", "toy.yaml")
@@ -128,7 +132,10 @@ def long(ray: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     assert sum("sent as job" in each.stderr for each in done) == 1
     job_id = job_of(done[0])
     root = found.folder / "results" / "long"
-    wait_until(lambda: any(root.glob("checkpoints/*/[0-9]*")), "no checkpoint")
+    wait_until(
+        lambda: any(root.glob("checkpoints/*/[0-9]*")),
+        lambda: found.on_cluster("logs", job_id).stdout,
+    )
     yield found, job_id
     found.on_cluster("cancel", job_id)
 

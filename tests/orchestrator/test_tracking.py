@@ -614,7 +614,8 @@ def test_the_ui_serves_while_runs_are_written_and_leaves_nothing_behind(
     ui.send_signal(signal.SIGINT)
     out, err = ui.communicate(timeout=60)
 
-    assert project(store).written == 0
+    result = project(store)  # Ctrl-C may have come before the last of them was complete
+    assert (result.written + result.unchanged, result.removed) == (9, 0)
     assert (ui.returncode, out) == (0, "")
     first, *others = err.splitlines()
     assert first.endswith("is up to date: 3 runs written, 0 unchanged")
