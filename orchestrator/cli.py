@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -139,7 +139,6 @@ def run_loaded(
     *,
     resume: str,
     alone: Sequence[str] = (),
-    launched: Callable[[], None] = lambda: None,
 ) -> int:
     """Run a sweep and tell the user how it ended; `run` and the job of `submit` end with this.
 
@@ -148,7 +147,6 @@ def run_loaded(
         options: see `driver.Options`.
         resume: the command that continues it.
         alone: the words of a command that one can add --only to, to run a failed trial.
-        launched: called once nothing is left that could be refused.
 
     Returns:
         The exit code.
@@ -160,7 +158,7 @@ def run_loaded(
 
     projector = loading.projector(sweep)
     try:
-        with LiveDisplay(sweep, err, begun=launched) as display:
+        with LiveDisplay(sweep, err) as display:
             outcome = run_sweep(sweep, options, observer=display, projector=projector)
     except SpectralSweepsError as error:
         if not isinstance(error, UserError):
@@ -236,18 +234,22 @@ def plan(file: File, set_: Set = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def status(target: Target, as_json: Json = False) -> None:
-    """Count the trials by status and name those that failed."""
+def status(
+    target: Target,
+    address: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Of a submitted sweep: the dashboard of its cluster."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Count the trials by status and name those that failed; with --address, how the job is."""
     from orchestrator import loading, planning
 
+    if address is not None:
+        commands_cluster.job_status(target, address, as_json=as_json)
+        return
     store = loading.open_store(target)
-    found = planning.history(store)
-    named = store.sweeps()[-1].trial_ids if store.sweeps() else ()
-    counts: dict[str, int] = {"trials": len(named)}
-    for trial_id in named:
-        state = found.results.get(trial_id) or found.failed.get(trial_id) or "open"
-        counts[state] = counts.get(state, 0) + 1
-    failed = [trial_id for trial_id in named if trial_id in found.failed]
+    counts, failed = planning.progress(store)
     running = store.running().num_rows
     if as_json:
         print_json({**counts, "begun": running, "failed_trials": failed})

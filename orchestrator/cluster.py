@@ -1,8 +1,8 @@
 """Ray's workers: a pool of long-lived ones, one per resource slot, that grows and shrinks.
 
-A worker is an actor that imports torch once and then runs one group after another. A second thread
-of it answers the driver's polls with progress, which is also its heartbeat: a long training step
-does not silence it, and a worker that is silent for too long is given up, by the driver's clock.
+The driver polls each worker for progress, which is also its heartbeat: one that is silent for too
+long is given up, by the driver's own clock. A dead worker is replaced, a few more are asked for
+than have a place, and idle ones are released, so that the cluster grows and shrinks with the work.
 Ray retries nothing: only the driver decides what is run again, because only it commits.
 """
 
@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import math
 import re
 import statistics
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import ray.exceptions
@@ -28,7 +26,8 @@ from orchestrator.connection import Connection, first_line, ray_errors
 from orchestrator.errors import ClusterError, SpectralSweepsError
 from orchestrator.execution import Ended, Event, Lost, Started
 from orchestrator.placement import Placement
-from orchestrator.trial import Assignment, Context, GroupResult, Progress, run_group
+from orchestrator.trial import Assignment, Context, GroupResult
+from orchestrator.worker import Worker, worker_environment
 
 READY_SECONDS = 300.0
 """If no worker at all has imported everything by then, none will."""
@@ -53,70 +52,11 @@ IDLE_SECONDS = 10.0
 STILLBORN = 20
 """Workers that may die in turn before they are ready: nodes come and go, a broken one only goes."""
 
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
 _DEATHS = (
     ray.exceptions.RayActorError,
     ray.exceptions.OutOfMemoryError,  # Ray's memory monitor ended it
     ray.exceptions.WorkerCrashedError,
 )
-
-_ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
-    "MALLOC_TRIM_THRESHOLD_": str(1024**3),
-}
-"""Bytes: glibc then keeps the memory of a step for the next one, instead of returning it to the
-kernel and faulting it in again (more than 1,000 page faults per step of the demo, measured)."""
-
-
-def _control(method: _Method) -> _Method:
-    """Answered by a thread of its own, beside the one that trains."""
-    marked: _Method = ray.method(concurrency_group="control")(method)
-    return marked
-
-
-class _Worker:
-    """Lives in a process of its own; one per resource slot."""
-
-    def __init__(self, context: Context, packages: Mapping[str, str]) -> None:
-        environment.check_packages(packages)
-        environment.check_device(context.device)
-        self._context = context
-        self._stop = threading.Event()
-        # Progress that nobody fetches is dropped, oldest first: the store holds every row anyway.
-        self._progress: deque[Progress] = deque(maxlen=10_000)
-
-    @_control
-    def ready(self) -> str:
-        """Return the id of the node; answered when all imports are done."""
-        return str(ray.get_runtime_context().get_node_id())
-
-    def run(self, assignment: Assignment) -> GroupResult:
-        """Train one group; see `run_group`."""
-        result = run_group(
-            assignment,
-            self._context,
-            progress=self._progress.append,
-            stop=self._stop.is_set,
-        )
-        # The traceback travels as text in the row: the exception's class may not exist elsewhere.
-        # It would also hold the frames of the attempt, and with them its tensors.
-        result = dataclasses.replace(result, error=None)
-        _free_gpu_memory()
-        return result
-
-    @_control
-    def poll(self) -> list[Progress]:
-        """What was measured since the last call."""
-        fetched = []
-        while self._progress:
-            fetched.append(self._progress.popleft())
-        return fetched
-
-    @_control
-    def stop(self) -> None:
-        """Checkpoint and end the running group before its next step, and those queued behind it."""
-        self._stop.set()
 
 
 @dataclasses.dataclass(eq=False)
@@ -175,7 +115,7 @@ class RayPool:
             "runtime_env": {**(runtime_env or {}), "env_vars": worker_environment(placement.cpus)},
         }
         # Built per pool: Ray fixes a GPU actor's options when the class is wrapped.
-        self._actor_class = ray.remote(**options)(_Worker)
+        self._actor_class = ray.remote(**options)(Worker)
         self._slots: list[_Slot] = []
         with ray_errors("start workers"):
             for _ in range(placement.workers):
@@ -362,12 +302,6 @@ class RayPool:
         self._connection.close()
 
 
-def worker_environment(cpus: int) -> dict[str, str]:
-    """Environment variables of a worker: one thread per CPU of the trial, reproducible MKL."""
-    threads = {name: str(cpus) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    return {**threads, **environment.DETERMINISM, **_ALLOCATOR}
-
-
 def _cause(error: ray.exceptions.RayTaskError) -> BaseException:
     """Our own exception that a worker raised, or the whole report if it was not ours."""
     cause = getattr(error, "cause", None)
@@ -386,12 +320,3 @@ def _refuse_if_unborn(error: BaseException | None) -> None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     report = next((i for i, line in enumerate(lines) if "ClusterError:" in line), len(lines) - 1)
     raise ClusterError("a worker cannot start: " + "\n".join(lines[report:])) from error
-
-
-def _free_gpu_memory() -> None:
-    """What the next group, or another process on a shared GPU, may need."""
-    import torch
-
-    if torch.cuda.is_available():
-        gc.collect()  # a model's reference cycles keep its tensors alive
-        torch.cuda.empty_cache()

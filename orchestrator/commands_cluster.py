@@ -203,7 +203,7 @@ def job_status(target: str, address: str | None, *, as_json: bool) -> None:
         ("state", f"{job.state.lower()}{code}"),
         ("submitted", _ago(job.started_at)),
         *([("ended", _ago(job.ended_at))] if job.ended_at else []),
-        ("Ray says", job.message.partition("\n")[0]),
+        ("Ray says", job.message.partition("\n")[0].partition(", last available logs")[0]),
         ("results", job.root),
         ("store", store),
         *(("log", line) for line in lines),
@@ -219,14 +219,7 @@ def _counts(root: str) -> dict[str, int] | None:
         return None
     from orchestrator import loading, planning
 
-    store = loading.open_store(root)
-    history = planning.history(store)
-    named = store.sweeps()[-1].trial_ids if store.sweeps() else ()
-    counts = {"trials": len(named)}
-    for trial_id in named:
-        state = history.results.get(trial_id) or history.failed.get(trial_id) or "open"
-        counts[state] = counts.get(state, 0) + 1
-    return counts
+    return planning.progress(loading.open_store(root))[0]
 
 
 def _ago(moment: datetime | None) -> str:

@@ -1,7 +1,6 @@
 """Joining a Ray cluster, or starting one of our own; every refusal says what to do.
 
-Ray itself answers a wrong port, a missing token and a dead host alike, after 20 to 80 seconds. So
-the address is asked first, with a call that each of Ray's ports answers in its own way.
+`addresses` has asked the address before Ray sees it, so what Ray still refuses is rare.
 """
 
 from __future__ import annotations
@@ -23,21 +22,11 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import node
+from orchestrator import addresses, node
 from orchestrator.errors import ClusterError, SpectralSweepsError, UserError
-
-PROBE_SECONDS = 6.0
-"""A port that has not answered by then will not; two are asked at most."""
 
 ASK_SECONDS = 120.0
 """For the nodes to unpack the code and answer; a node that takes longer is reported as silent."""
-
-FORMS = (
-    "auto (on a machine of the cluster), ray://HOST:10001 (from elsewhere), or HOST:6379 (on a "
-    "machine of the cluster)"
-)
-_GCS = "/ray.rpc.NodeInfoGcsService/GetClusterId"
-_CLIENT = "/ray.rpc.RayletDriver/ClusterInfo"
 
 
 @dataclass(frozen=True)
@@ -144,15 +133,15 @@ def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Conne
     """Become a driver of a running cluster.
 
     Args:
-        address: see `FORMS`.
+        address: see `addresses.FORMS`.
         runtime_env: of every worker of this driver, as Ray takes it.
 
     Raises:
         UserError: the address is none, does not answer, wants a token, is another of Ray's ports,
             or runs another version of Ray or Python; says what to do.
     """
-    target = _resolve(address)
-    _probe(address, target)
+    target = addresses.resolve(address)
+    addresses.probe(address, target)
     try:
         ray.init(
             address=target,
@@ -197,118 +186,6 @@ def start_embedded(cpus: int, gpus: float) -> Connection:
         os.fchdir(before)
         os.close(before)
     return Connection("local", folder)
-
-
-def _resolve(address: str) -> str:
-    """What `ray.init` takes: auto looked up, a missing port filled in.
-
-    Raises:
-        UserError: no such form, or `auto` where no Ray runs.
-    """
-    if address == "auto":
-        from ray._private.services import canonicalize_bootstrap_address
-
-        try:
-            found = canonicalize_bootstrap_address("auto")
-        except ConnectionError:
-            found = None
-        if not found:
-            raise UserError(
-                "--address auto: no Ray runs on this machine. Start one (ray start --head), or "
-                "join one from here with --address ray://HOST:10001."
-            )
-        return str(found)
-    if re.match(r"https?://", address):
-        raise UserError(
-            f"--address {address}: this is a dashboard, through which a sweep is sent as a job: "
-            f"sweep submit FILE --address {address}. To run the driver here, join the cluster "
-            f"with {FORMS}."
-        )
-    match = re.fullmatch(r"(ray://)?([^:/]+|\[[0-9a-fA-F:]+\])(?::(\d{1,5}))?/?", address)
-    if match is None or not (match[1] or match[3]):
-        raise UserError(f"--address {address}: expected {FORMS}.")
-    return f"{match[1] or ''}{match[2]}:{match[3] or 10001}"
-
-
-def _probe(address: str, target: str) -> None:
-    """Ask the port what it is, and whether it lets us in.
-
-    Raises:
-        UserError: it does not answer, is another of Ray's ports, or wants a token.
-    """
-    client = target.startswith("ray://")
-    place = target.removeprefix("ray://")
-    wanted, other = (_CLIENT, _GCS) if client else (_GCS, _CLIENT)
-    status, details = _call(place, wanted)
-    if status == "UNAUTHENTICATED" and "RAY_AUTH_MODE" not in os.environ:
-        # Ray uses a token that lies ready only for `auto`; this cluster has asked for one.
-        from ray._private.authentication import authentication_token_setup as token
-
-        if token.maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
-            status, details = _call(place, wanted)
-    host = place.rpartition(":")[0]
-    if status in ("OK", "NOT_FOUND", "INTERNAL", "UNKNOWN"):
-        return
-    if status in ("UNAUTHENTICATED", "NO_TOKEN"):
-        raise UserError(
-            f"--address {address}: the cluster wants a token, and "
-            f"{'there is none here' if status == 'NO_TOKEN' else 'ours is missing or wrong'}. Ask "
-            "its owner for it (on the head: ray get-auth-token), then set RAY_AUTH_MODE=token "
-            "and either RAY_AUTH_TOKEN=... or write it to ~/.ray/auth_token."
-        )
-    if status == "UNIMPLEMENTED":
-        what, right = (
-            ("the cluster's own port (GCS)", f"ray://{host}:10001")
-            if client
-            else ("Ray's client port", f"ray://{place}")
-        )
-        if _call(place, other)[0] != "UNIMPLEMENTED":
-            raise UserError(f"--address {address}: this is {what}; use --address {right}.")
-        raise UserError(f"--address {address}: something answers there, but it is not Ray.")
-    if "http1" in details:
-        raise UserError(
-            f"--address {address}: a web server answers there. If it is Ray's dashboard, send the "
-            f"sweep as a job: sweep submit FILE --address http://{place}; to run the driver here, "
-            f"use Ray's client port: --address ray://{host}:10001."
-        )
-    raise UserError(
-        f"--address {address}: no answer: {_why(details, status)}. Is the head running (ray "
-        "status, on the head), and is this port open from here? Ray's client port is 10001 unless "
-        "it was started with another --ray-client-server-port."
-    )
-
-
-def _call(place: str, method: str) -> tuple[str, str]:
-    """(gRPC status, details) of a call without content; NO_TOKEN if Ray wants one and has none."""
-    import grpc
-    from ray._private.grpc_utils import init_grpc_channel
-
-    try:
-        channel = init_grpc_channel(place)
-        try:
-            channel.unary_unary(method)(b"", timeout=PROBE_SECONDS)
-        finally:
-            channel.close()
-    except grpc.RpcError as error:
-        return str(error.code().name), str(error.details() or "")
-    except ray.exceptions.AuthenticationError as error:
-        return "NO_TOKEN", str(error)
-    return "OK", ""
-
-
-def _why(details: str, status: str) -> str:
-    known = {
-        "Connection refused": "connection refused",
-        "Domain name not found": "the host is not known",
-        "No route to host": "no route to the host",
-        "imeout": f"nothing within {PROBE_SECONDS:.0f} s",
-    }
-    for text, meaning in known.items():
-        if text in details:
-            return meaning
-    if status == "DEADLINE_EXCEEDED":
-        return f"nothing within {PROBE_SECONDS:.0f} s"
-    return details.strip().partition("\n")[0] or status
 
 
 def _refused(address: str, error: BaseException) -> UserError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import rich.box
@@ -32,13 +32,9 @@ class LiveDisplay:
     Args:
         sweep: for its name and the labels of its trials.
         console: where to draw; plain lines if it is no terminal.
-        begun: called once the driver has begun, when nothing is left that could be refused.
     """
 
-    def __init__(
-        self, sweep: Sweep, console: Console, begun: Callable[[], None] = lambda: None
-    ) -> None:
-        self._begun = begun
+    def __init__(self, sweep: Sweep, console: Console) -> None:
         self._sweep = sweep
         self._console = console
         self._total = self._skipped = 0
@@ -75,7 +71,6 @@ class LiveDisplay:
         parts += [f"{done} already done"] if done else []
         parts += [f"{failed} failed before (--retry failed runs them again)"] if failed else []
         self.message(f"{self._sweep.name}: {', '.join(parts)}")
-        self._begun()
         self._bar.reset(self._task, total=max(total - self._skipped, 1e-9))
         self._update()
 

@@ -59,6 +59,17 @@ def history(store: Store) -> History:
     return found
 
 
+def progress(store: Store) -> tuple[dict[str, int], list[str]]:
+    """Trials of the newest file by status, "trials" being all of them, and those that failed."""
+    found = history(store)
+    named = store.sweeps()[-1].trial_ids if store.sweeps() else ()
+    counts: dict[str, int] = {"trials": len(named)}
+    for trial_id in named:
+        state = found.results.get(trial_id) or found.failed.get(trial_id) or "open"
+        counts[state] = counts.get(state, 0) + 1
+    return counts, [trial_id for trial_id in named if trial_id in found.failed]
+
+
 def check_source(
     sweep: Sweep, source_hash: str, *, keep: bool, rerun_changed: bool
 ) -> frozenset[str]:

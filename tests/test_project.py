@@ -17,10 +17,12 @@ VENDORS = ("ray", "optuna", "mlflow", "ruamel", "duckdb", "typer", "rich", "matp
 # Which module may import which vendor; a package of ours may import its own modules besides.
 HOMES = {
     "ray": {
+        "orchestrator.addresses",
         "orchestrator.cluster",
         "orchestrator.connection",
         "orchestrator.job",
         "orchestrator.jobs",
+        "orchestrator.worker",
     },
     "optuna": {"orchestrator.search"},
     "mlflow": {"orchestrator.tracking"},

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import connection
+from orchestrator import addresses, connection
 from orchestrator.errors import UserError
 from tests.clusters import Cluster, cluster, free_ports
 
@@ -146,7 +146,7 @@ def test_a_host_that_swallows_everything_is_given_up_soon(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Something accepts the connection and says nothing; the deadline is ours, not Ray's."""
-    monkeypatch.setattr(connection, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(addresses, "PROBE_SECONDS", 1.0)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

@@ -301,7 +301,9 @@ def test_a_foreign_task_runs_where_only_ray_and_torch_are_installed(tmp_path: Pa
     project = make_project(tmp_path / "project", "faraway_tasks", task="faraway")
     site = install(project, tmp_path / "site")
     python = links(tmp_path / "bare", "ray[default]", "torch", "pip", "setuptools")
-    missing = subprocess.run([python, "-c", "import orchestrator"], capture_output=True, text=True)
+    missing = subprocess.run(
+        [python, "-c", "import orchestrator"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert "No module named 'orchestrator'" in missing.stderr
     sweep = SWEEP.replace("{task}:Faulty", "faraway").replace("steps: 6000", "steps: 200")
 
