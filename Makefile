@@ -27,6 +27,7 @@ test: $(READY)
 	$(BIN)/pytest
 
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python -m benchmarks --write
 
 format: $(READY)

@@ -31,18 +31,13 @@ def resolve(address: str) -> str:
         UserError: no such form, or `auto` where no Ray runs.
     """
     if address == "auto":
-        from ray._private.services import canonicalize_bootstrap_address
-
-        try:
-            found = canonicalize_bootstrap_address("auto")
-        except ConnectionError:
-            found = None
+        found = _here()
         if not found:
             raise UserError(
                 "--address auto: no Ray runs on this machine. Start one (ray start --head), or "
                 "join one from here with --address ray://HOST:10001."
             )
-        return str(found)
+        return found
     if re.match(r"https?://", address):
         raise UserError(
             f"--address {address}: this is a dashboard, through which a sweep is sent as a job: "
@@ -53,6 +48,23 @@ def resolve(address: str) -> str:
     if match is None or not (match[1] or match[3]):
         raise UserError(f"--address {address}: expected {FORMS}.")
     return f"{match[1] or ''}{match[2]}:{match[3] or 10001}"
+
+
+def _here() -> str | None:
+    """The address of the cluster that this machine belongs to."""
+    from ray._private.services import canonicalize_bootstrap_address
+
+    # `sweep submit` takes a dashboard from it, which is no address to join.
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named.startswith("http"):
+        del os.environ["RAY_ADDRESS"]
+    try:
+        return canonicalize_bootstrap_address("auto")  # type: ignore[no-any-return]
+    except (ConnectionError, ValueError):
+        return None
+    finally:
+        if named:
+            os.environ["RAY_ADDRESS"] = named
 
 
 def probe(address: str, target: str) -> None:

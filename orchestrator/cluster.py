@@ -30,7 +30,10 @@ from orchestrator.trial import Assignment, Context, GroupResult
 from orchestrator.worker import Worker, worker_environment
 
 READY_SECONDS = 300.0
-"""If no worker at all has imported everything by then, none will."""
+"""If no worker at all has started on this machine by then, none will."""
+
+COMPLAIN_SECONDS = 600.0
+"""How often a driver says that it is waiting for a place on a cluster."""
 
 HEARTBEAT_SECONDS = 2.0
 """How often an idle worker, or one of many, is polled."""
@@ -102,8 +105,8 @@ class RayPool:
         self._stopping = False
         self._seconds: deque[float] = deque(maxlen=20)  # of the newest attempts
         self._began: dict[tuple[str, ...], float] = {}
-        self._created = time.monotonic()
-        self._told_waiting = False
+        self._waiting_since = time.monotonic()  # since no worker has had a place
+        self._complain_at = self._waiting_since + READY_SECONDS / 10
         self._stillborn = 0  # workers that died while they started, since one was ready
         options = {
             "num_cpus": placement.cpus,
@@ -274,19 +277,24 @@ class RayPool:
             self._start_worker()
         if all(slot.ready is not None for slot in self._slots):
             self._complain_if_stuck(now)
+        else:
+            self._waiting_since = now
+            self._complain_at = now + READY_SECONDS / 10
 
     def _complain_if_stuck(self, now: float) -> None:
-        waited = now - self._created
+        """No worker has a place: on this machine that is a fault, on a cluster it may come."""
         asked = self._placement.describe()
-        if waited > READY_SECONDS:
+        if self._connection.embedded and now - self._waiting_since > READY_SECONDS:
             raise ClusterError(
                 f"no worker has started within {READY_SECONDS:.0f} s. A trial asks for {asked}. "
-                "Everything committed is kept; look at `ray status` and Ray's logs, ask for less "
-                "under `resources:`, or add --in-process."
+                "Everything committed is kept; look at Ray's logs, or add --in-process."
             )
-        if waited > READY_SECONDS / 10 and not self._told_waiting:
-            self._told_waiting = True
-            self._message(f"waiting for a place on the cluster: a trial asks for {asked}")
+        if now > self._complain_at:
+            self._complain_at = now + COMPLAIN_SECONDS
+            self._message(
+                f"waiting for a place on the cluster, or for a worker to start there: a trial "
+                f"asks for {asked} (see `ray status`; Ctrl-C stops waiting)"
+            )
 
     def stop(self) -> None:
         """Ask every worker to checkpoint and end its group."""

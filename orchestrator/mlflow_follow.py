@@ -124,12 +124,14 @@ class Follower:
         """Whether a driver is at work on the store, here or elsewhere."""
         try:
             facts = json.loads((self.store.root / "epochs" / "driver.lock").read_bytes())
-            beat, ended = str(facts["beat"]), bool(facts["ended"])
+            beat = "" if facts["ended"] else str(facts["beat"])
+        except FileNotFoundError:
+            return False
         except (OSError, ValueError, KeyError, TypeError):
-            return False  # no driver yet, or its file is being rewritten
+            beat = self._beat[0]  # it is being rewritten
         if beat != self._beat[0]:
             self._beat = (beat, time.monotonic())
-        return not ended and time.monotonic() - self._beat[1] < SILENCE_SECONDS
+        return bool(beat) and time.monotonic() - self._beat[1] < SILENCE_SECONDS
 
     def _project(self, alive: bool) -> None:
         from orchestrator.tracking import connect

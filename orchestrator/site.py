@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import node, node_storage, shipping
-from orchestrator.errors import SweepError
+from orchestrator.errors import Problem, SweepError
 from orchestrator.mlflow_access import refuse_local_database
 from orchestrator.placement import Placement, place
 from orchestrator.shipping import Shipment
@@ -74,9 +74,17 @@ def enter(
 
         connection = stack.enter_context(join(address, runtime_env=environment))
         nodes = connection.nodes()
+        problems: list[Problem | str] = []
         if tracked:
-            refuse_local_database(sweep.source, sweep.tracking.uri, len(nodes))
-        answers = _ask(connection, sweep, shipment, f"--address {address}", message)
+            try:
+                refuse_local_database(sweep.source, sweep.tracking.uri, len(nodes))
+            except SweepError as error:
+                problems += error.problems
+        answers = _ask(connection, sweep, shipment, message)
+        problems += _problems(answers, sweep, shipment)
+        if problems:
+            raise SweepError(f"--address {address}", problems)
+        answers = node.answering(answers)
         placement = place(
             sweep.resources,
             [each.resources for each in nodes],
@@ -84,6 +92,11 @@ def enter(
             limit=limit,
             cluster=True,
         )
+        if sweep.resources.gpus == "auto" and not placement.gpus:
+            message(
+                "no node has a GPU now, so trials run on CPUs; if GPU nodes are to come, say so "
+                "with --set resources.gpus=1"
+            )
         lacking = {name for facts in answers for name in node.missing(facts)}
         wanted = [(n, version) for n, version in shipment.requirements if n in lacking]
         install = {"pip": shipping.installable(wanted)} if wanted else {}
@@ -96,10 +109,9 @@ def _ask(
     connection: Connection,
     sweep: Sweep,
     shipment: Shipment,
-    source: str,
     message: Callable[[str], None],
 ) -> Sequence[dict[str, Any]]:
-    """What the nodes say of themselves, those left out that do not answer."""
+    """What the nodes say of themselves, and this machine as the last of them."""
     try:
         with node_storage.marked(sweep.root) as (marker, token):
             question = node.Question(shipment.requirements, str(sweep.root), marker, token)
@@ -109,17 +121,23 @@ def _ask(
     except OSError as error:
         problem = f"results cannot be written to {sweep.root}: {error.strerror or error}; choose "
         raise SweepError(sweep.source, [problem + "another storage folder"]) from error
-    silent = [facts for facts in answers if "silent" in facts]
-    for facts in silent:
-        message(f"left out: node {node.where(facts)} does not answer: {facts['silent']}")
-    found = node.answering(answers)
+    for facts in answers:
+        if "silent" in facts:
+            message(f"left out: node {node.where(facts)} does not answer: {facts['silent']}")
+    return [*answers, here]
+
+
+def _problems(answers: Sequence[dict[str, Any]], sweep: Sweep, shipment: Shipment) -> list[str]:
+    """All that keeps the sweep from running on the nodes."""
+    *nodes, here = answers
+    found = node.answering(nodes)
     if not found:
-        raise SweepError(source, [f"no node of the cluster answers: {silent[0]['silent']}"])
+        why = nodes[0]["silent"] if nodes else "it has none"
+        return [f"no node of the cluster answers: {why}"]
     problems = node.differences(found, here) + node.storage_problems(found, sweep.root)
     lacking = sorted({n for facts in found for n in node.missing(facts)} & set(shipping.GIVEN))
     for name in lacking:
         where = node.places(facts for facts in found if name in node.missing(facts))
-        problems.append(f"{name} is not installed on {where}: install it there")
-    if problems:
-        raise SweepError(source, problems)
-    return found
+        version = dict(shipment.requirements)[name].partition("+")[0]  # whichever build fits
+        problems.append(f"{name} is not installed on {where}: install {name}=={version} there")
+    return problems

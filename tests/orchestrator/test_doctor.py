@@ -29,7 +29,6 @@ from orchestrator.node import Question, inspect
 from tests.clusters import cluster, links
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = [str(Path(sys.executable).with_name("sweep")), "doctor"]
 SWEEP = """
 name: tiny
 task: modular_addition
@@ -47,10 +46,16 @@ esac
 
 def doctor(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """The command in a folder, which is also its home."""
+    return sweep(folder, "doctor", *arguments, **variables)
+
+
+def sweep(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Any command, likewise."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environ = {**inherited, "HOME": str(folder), **variables}
+    program = str(Path(sys.executable).with_name("sweep"))
     return subprocess.run(
-        [*PROGRAM, *arguments], cwd=folder, env=environ, capture_output=True, text=True, timeout=200
+        [program, *arguments], cwd=folder, env=environ, capture_output=True, text=True, timeout=200
     )
 
 
@@ -747,6 +752,7 @@ def test_a_cluster_is_examined_node_by_node(home: Path) -> None:
         ray.add_node(node_ip_address="127.0.0.2", object_store_memory="80000000")
 
         done = doctor(home, "tiny.yaml", "--address", ray.gcs, "--json", **ray.credentials)
+        launch = sweep(home, "run", "tiny.yaml", "--address", ray.gcs, **ray.credentials)
         wrong = {**ray.credentials, "RAY_AUTH_TOKEN": "x" * 32}
         refused = doctor(home, "--address", ray.client, **wrong)
         left = [path.name for path in (home / "results").iterdir()]
@@ -816,6 +822,7 @@ def test_a_cluster_is_examined_node_by_node(home: Path) -> None:
         ),
     ]
     findings = [Finding(**each) for each in json.loads(done.stdout)["findings"]]
+    tracking = next(each.what for each in findings if each.subject == "tracking")
     sent = "it was sent, and the cluster has not refused it"
     assert Finding("ok", "Ray token", sent, "", "cluster") in findings
     [clock] = [each for each in findings if each.subject == "clock"]
@@ -823,5 +830,16 @@ def test_a_cluster_is_examined_node_by_node(home: Path) -> None:
     assert len(clock.where.split(", ")) == 2
     assert clock.where.count(second) == 1
     assert left == []
+    assert launch.returncode == 2, launch.stderr
+    assert launch.stderr == (
+        f"error: --address {ray.gcs}: 4 problems\n"
+        f"  {tracking}\n"
+        f"  numpy: {here['numpy']} here, 2.0.0 on {second}\n"
+        f"  {home}/results/tiny is not the same folder on every node: what this machine writes "
+        f"there is not seen on {second}. Mount a shared file system at the same path on all nodes "
+        "and here, and choose a folder on it with `storage:` in the file or --set "
+        "storage=/shared/results.\n"
+        f"  torch is not installed on {second}: install torch=={here['torch']} there\n"
+    )
     assert refused.returncode == 2, refused.stderr
     assert "the cluster wants a token, and ours is missing or wrong." in refused.stderr
