@@ -6,11 +6,10 @@ SQLite needs locks that network file systems do not keep, and results may be som
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_NETWORK = re.compile(r"nfs\d*|cifs|smb\w*|lustre|gpfs|beegfs\w*|ceph|fuse\..+|9p|afs|glusterfs")
+from orchestrator.node_storage import filesystem, is_network, mounts
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def local(root: Path, store_id: str) -> Place:
     why = ""
     if not os.access(root, os.W_OK):
         why = f"{root} cannot be written to"
-    elif (kind := filesystem(root)) and _NETWORK.fullmatch(kind):
+    elif is_network(kind := filesystem(str(root.resolve()), mounts())):
         why = f"{root} lies on a network file system ({kind})"
     if not why:
         return beside(root)
@@ -69,25 +68,3 @@ def local(root: Path, store_id: str) -> Place:
     folder = cache.absolute() / "spectral-sweeps" / store_id
     folder.mkdir(parents=True, exist_ok=True)
     return Place(folder, why)
-
-
-def filesystem(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """The type of file system that a path lies on, as the kernel calls it; empty if unknown."""
-    try:
-        lines = mounts.read_text(errors="replace").splitlines()
-    except OSError:  # not Linux
-        return ""
-    path = path.resolve()
-    longest, found = -1, ""
-    for line in lines:
-        # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw: any number of optional
-        # fields before the dash; spaces in a path are written as octal numbers.
-        before, dash, after = line.partition(" - ")
-        fields = before.split()
-        if not dash or len(fields) < 5:
-            continue
-        point = Path(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[4]))
-        # Of two mounts at the same point the later one covers the earlier.
-        if path.is_relative_to(point) and len(point.parts) >= longest:
-            longest, found = len(point.parts), after.split()[0]
-    return found

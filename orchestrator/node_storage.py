@@ -75,7 +75,7 @@ def storage(folder: str, marker: str | None, token: str) -> dict[str, Any]:
         free_bytes, total_bytes, error (a text), hangs. None: not asked or not found out.
     """
     facts: dict[str, Any] = {
-        "filesystem": filesystem(os.path.normpath(folder), _mounts()),
+        "filesystem": filesystem(os.path.normpath(folder), mounts()),
         "exists": False,
         "marker": None,
         "answer": None,
@@ -104,7 +104,7 @@ def storage(folder: str, marker: str | None, token: str) -> dict[str, Any]:
 
 
 def _look(folder: Path, marker: str | None, token: str, facts: dict[str, Any]) -> None:
-    facts["filesystem"] = filesystem(os.path.realpath(folder), _mounts())
+    facts["filesystem"] = filesystem(os.path.realpath(folder), mounts())
     facts["exists"] = folder.is_dir()
     if marker is not None:
         try:
@@ -190,7 +190,8 @@ def is_network(kind: str | None) -> bool:
     return kind is not None and _NETWORK.fullmatch(kind) is not None
 
 
-def _mounts() -> str:
+def mounts() -> str:
+    """The kernel's table of mounts, for `filesystem`; empty where there is none."""
     try:
         return Path("/proc/self/mountinfo").read_text()
     except OSError:

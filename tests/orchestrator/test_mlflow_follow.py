@@ -15,7 +15,7 @@ from orchestrator import mlflow_follow, mlflow_place
 from orchestrator.files import DriverLock
 from orchestrator.mlflow_access import only_projector
 from orchestrator.mlflow_follow import Follower, Foreign
-from orchestrator.mlflow_place import Place, beside, filesystem, local
+from orchestrator.mlflow_place import Place, beside, local
 from orchestrator.store import Store
 from orchestrator.tracking import connect, project
 from tests.orchestrator.test_mlflow_service import is_alive
@@ -226,45 +226,13 @@ def test_trouble_is_told_once_and_tried_again(fresh: Callable[..., Store]) -> No
 
 # --- where the database lies ----------------------------------------------------------------------
 
-MOUNTS = """\
-22 1 254:0 / / rw,relatime - ext4 /dev/vda rw
-30 22 0:40 / /home rw shared:1 master:2 - nfs4 server:/home rw
-31 30 0:41 / /home/ada/local\\040disk rw - xfs /dev/vdb rw
-32 22 0:42 / /mnt rw - autofs systemd-1 rw
-33 32 0:43 / /mnt rw - fuse.sshfs ada@host:/ rw
-"""
-
-
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/tmp", "ext4"),
-        ("/home/ada/results", "nfs4"),
-        ("/home/ada/local disk/results", "xfs"),
-        ("/homes", "ext4"),
-        ("/mnt/results", "fuse.sshfs"),
-    ],
-)
-def test_the_file_system_of_a_path_is_that_of_its_mount(
-    tmp_path: Path, path: str, kind: str
-) -> None:
-    """The longest mount point above it; of two at the same point the later."""
-    (tmp_path / "mountinfo").write_text(MOUNTS)
-
-    assert filesystem(Path(path), tmp_path / "mountinfo") == kind
-
-
-def test_the_kernel_tells_the_file_system_of_memory() -> None:
-    assert filesystem(Path("/proc/self")) == "proc"
-    assert filesystem(Path("/tmp"), Path("/no/such/file")) == ""
-
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "lustre", "fuse.sshfs", "9p"])
 def test_on_a_network_file_system_the_database_is_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(mlflow_place, "filesystem", lambda path: kind)
+    monkeypatch.setattr(mlflow_place, "filesystem", lambda path, mounts: kind)
 
     found = local(tmp_path, "0123")
 
@@ -277,7 +245,7 @@ def test_on_a_network_file_system_the_database_is_in_the_cache(
 def test_elsewhere_it_is_beside_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(mlflow_place, "filesystem", lambda path: kind)
+    monkeypatch.setattr(mlflow_place, "filesystem", lambda path, mounts: kind)
 
     assert local(tmp_path, "0123") == beside(tmp_path)
 

@@ -132,6 +132,12 @@ def test_a_wrong_password_is_refused(server: Started, monkeypatch: pytest.Monkey
     )
 
 
+def test_a_password_that_was_changed_is_noticed(server: Started) -> None:
+    """Then the one in the folder is not printed: it would be wrong."""
+    assert mlflow_service._admitted(server.uri, server.password)
+    assert not mlflow_service._admitted(server.uri, "of yesterday")
+
+
 @pytest.mark.usefixtures("credentials")
 def test_a_name_that_the_server_is_not_called_by_is_refused(server: Started) -> None:
     """127.1 is another way to write 127.0.0.1: it reaches the server, under a name of its own."""
