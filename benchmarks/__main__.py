@@ -13,6 +13,8 @@ MEASURE = {
     "overhead": overhead.measure,
     "snapshots": snapshots.measure,
     "orchestration": orchestration.measure,
+    "tracking": orchestration.measure_tracking,
+    "memory": orchestration.measure_memory,
 }
 
 

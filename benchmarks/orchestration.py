@@ -6,7 +6,7 @@ import importlib.util
 import itertools
 import shutil
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -39,20 +39,36 @@ Run = Real | Tuned
 
 
 def measure(*, quick: bool) -> Report:
-    """Three comparisons, one after another; within each, the systems take turns.
+    """What a trial costs under each system.
 
     Raises:
         SystemExit: a package is missing that Tune writes its logs with.
     """
+    return _report("orchestration", quick, _trials)
+
+
+def measure_tracking(*, quick: bool) -> Report:
+    """How soon MLflow is complete; raises as `measure` does."""
+    return _report("tracking", quick, _mlflow)
+
+
+def measure_memory(*, quick: bool) -> Report:
+    """What the driver keeps of each finished trial; raises as `measure` does."""
+    return _report("memory", quick, _memory)
+
+
+def _report(
+    name: str, quick: bool, figures: Callable[[dict[str, Any], bool], list[Figure]]
+) -> Report:
     if importlib.util.find_spec("tensorboardX") is None:
         raise SystemExit(
             "Tune without tensorboardX is not Tune with its defaults: "
             "pip install -c constraints.txt -e '.[bench]'"
         )
     raw: dict[str, Any] = {}
-    figures = [*_trials(raw, quick), *_mlflow(raw, quick), *_memory(raw, quick)]
+    found = figures(raw, quick)
     shutil.rmtree(tune_rival.STORAGE)  # a folder for each of thousands of trials
-    return Report("orchestration", quick, figures, raw=raw)
+    return Report(name, quick, found, raw=raw)
 
 
 def _trials(raw: dict[str, Any], quick: bool) -> list[Figure]:

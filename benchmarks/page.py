@@ -23,7 +23,7 @@ held or missed if every repeat says so and would still say so if it were off by 
 the equal bare runs; else it is undecided. After a run, all timings behind a table are in
 `benchmarks/out/<name>.json`.
 
-**Bare** is the rival of the first two tables and the floor under the last: the body of a trial and
+**Bare** is the rival of the first two tables and the floor beside Ray Tune: the body of a trial and
 its snapshots at the same steps (build, `train_step`, `evaluate`, `take_snapshot`), in two processes
 at once with one thread each, without store, Ray, driver and tracking (`benchmarks/bare.py`).
 
@@ -66,15 +66,19 @@ each snapshot, not the spectra, and writes its trial folders, without fsync.
 - **Tune at its best**: a class trainable with `reset_config`, `reuse_actors=True`, `verbose=0` and
 {SETTINGS}.
   It then writes no result files: of each trial only the last result is kept, in one state file.
+""",
+    "tracking": f"""## How soon MLflow is complete, beside Ray Tune
 
-MLflow: tracking on in both, SQLite, {TRACKED_TRIALS} trials, Tune with `reuse_actors=True` and its
-`MLflowLoggerCallback`. It is given the five curves per trial that `sweep run` shows by default, and
-adds the times and counters of every result; `sweep run` adds mean curves over the seeds and trends.
+Tracking on in both, SQLite, {TRACKED_TRIALS} of the same trials, Tune with `reuse_actors=True` and
+its `MLflowLoggerCallback`. It is given the five curves per trial that `sweep run` shows by default,
+and adds times and counters of every result; `sweep run` adds mean curves over the seeds and trends.
 Complete is the last write to the database, in which every trial's run is then checked. The callback
 writes while trials wait, `sweep run` beside them: hence the time of the whole as well.
+""",
+    "memory": """## What the driver keeps of each trial, beside Ray Tune
 
-Memory: resident size of the driver's process, asked twice a second from outside; least squares over
-the trials that had ended by then, each of one step and two snapshots. Tune at its best, again.
+Resident size of the driver's process, asked twice a second from outside; least squares over the
+trials that had ended by then, each of one step and two snapshots. Tune at its best, as above.
 """,
     "snapshots": """## What measuring costs
 

@@ -59,6 +59,7 @@ _DEATHS = (
     ray.exceptions.RayActorError,
     ray.exceptions.OutOfMemoryError,  # Ray's memory monitor ended it
     ray.exceptions.WorkerCrashedError,
+    ray.exceptions.RuntimeEnvSetupError,  # one node that cannot install is not the end of all
 )
 
 
@@ -161,16 +162,20 @@ class RayPool:
         """What has answered by now, after waiting for the first answer."""
         waiting = {}
         for slot in self._slots:
-            heads = [reference for _, reference in slot.queue]  # a worker answers in this order
-            for reference in (*heads, slot.ready, slot.polling):
+            head = slot.queue[0][1] if slot.queue else None  # a worker works in this order
+            for reference in (head, slot.ready, slot.polling):
                 if reference is not None:
                     waiting[reference] = slot
         if not waiting:
             return []
-        references = list(waiting)
-        ray.wait(references, num_returns=1, timeout=timeout)
-        done, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        return [(waiting[reference], reference) for reference in done]
+        ray.wait(list(waiting), num_returns=1, timeout=timeout)
+        found = []
+        for reference in _done(list(waiting)):
+            slot = waiting[reference]
+            found.append((slot, reference))
+            if slot.queue and slot.queue[0][1] == reference:
+                found += [(slot, each) for each in _done([r for _, r in slot.queue][1:])]
+        return found
 
     def _receive(self, slot: _Slot, reference: Any, handle: Callable[[Event], None]) -> None:
         now = time.monotonic()
@@ -328,3 +333,11 @@ def _refuse_if_unborn(error: BaseException | None) -> None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     report = next((i for i, line in enumerate(lines) if "ClusterError:" in line), len(lines) - 1)
     raise ClusterError("a worker cannot start: " + "\n".join(lines[report:])) from error
+
+
+def _done(references: list[Any]) -> list[Any]:
+    """Those that have answered, in the same order."""
+    if not references:
+        return []
+    done: list[Any] = ray.wait(references, num_returns=len(references), timeout=0)[0]
+    return done
