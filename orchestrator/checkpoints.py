@@ -11,6 +11,7 @@ one costs at most one more interval.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -97,18 +98,25 @@ def newest_header(root: Path, trial_id: str) -> Header | None:
 
 
 def discard(root: Path, trial_id: str) -> None:
-    """Remove a trial's checkpoints: its result is committed."""
+    """Remove a trial's checkpoints: its result is committed.
+
+    A worker thought dead may be writing there at the same time; what it leaves is of no use and
+    goes the next time.
+    """
     folder = root / "checkpoints" / trial_id
     if folder.is_dir():
         for path in folder.iterdir():
             path.unlink(missing_ok=True)
-        folder.rmdir()
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _newest_first(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    named = (path for path in folder.iterdir() if _NAME.fullmatch(path.name))
-    return sorted(
-        named, key=lambda path: (int(path.name[:9]), path.stat().st_mtime_ns), reverse=True
-    )
+    found = []
+    for path in folder.iterdir():
+        if _NAME.fullmatch(path.name):
+            with contextlib.suppress(FileNotFoundError):  # removed by another attempt just now
+                found.append((int(path.name[:9]), path.stat().st_mtime_ns, path))
+    return [path for _, _, path in sorted(found, reverse=True)]

@@ -151,15 +151,19 @@ def run_loaded(
     Returns:
         The exit code.
     """
-    from orchestrator import loading
+    from orchestrator import loading, signals
     from orchestrator.display import LiveDisplay
     from orchestrator.driver import run_sweep
     from orchestrator.schemas import RESULTS
 
     projector = loading.projector(sweep)
     try:
-        with LiveDisplay(sweep, err) as display:
+        # While trials run the driver has a handler of its own, which lets them checkpoint.
+        with signals.terminable(), LiveDisplay(sweep, err) as display:
             outcome = run_sweep(sweep, options, observer=display, projector=projector)
+    except KeyboardInterrupt:
+        err.print(f"stopped. To resume: {resume}", markup=False, soft_wrap=True)
+        return 130
     except SpectralSweepsError as error:
         if not isinstance(error, UserError):
             err.print(f"to resume: {resume}", markup=False, soft_wrap=True)

@@ -47,19 +47,26 @@ SILENT_SECONDS = 60.0
 work and a false alarm is safe: what a worker thought dead still writes is never committed."""
 
 PENDING = 2
-"""Workers asked for beyond those that have a place, so that an autoscaler sees the demand."""
+"""Workers asked for beyond those that have a place, so that an autoscaler sees the demand; one more
+for every eight of a large pool."""
 
 IDLE_SECONDS = 10.0
 """A worker for which there is nothing to do is released after this, so that its node can go."""
 
-STILLBORN = 20
-"""Workers that may die in turn before they are ready: nodes come and go, a broken one only goes."""
+STILLBORN = 6
+"""Workers that may die in turn before any was ever ready. Later ones are replaced ever more slowly:
+one broken node is not the end of the others."""
+
+HEAD_SECONDS = 20.0
+"""If no worker has answered for so long, the head is asked whether it is still there."""
 
 _DEATHS = (
     ray.exceptions.RayActorError,
     ray.exceptions.OutOfMemoryError,  # Ray's memory monitor ended it
     ray.exceptions.WorkerCrashedError,
-    ray.exceptions.RuntimeEnvSetupError,  # one node that cannot install is not the end of all
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.ObjectLostError,  # the answer was still on a node that has died
+    ray.exceptions.RuntimeEnvSetupError,  # the node cannot install what is missing
 )
 
 
@@ -99,7 +106,6 @@ class RayPool:
         message: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._connection = connection
-        self._context = context
         self._placement = placement
         self._message = message
         self._packages = environment.package_digests()
@@ -108,7 +114,14 @@ class RayPool:
         self._began: dict[tuple[str, ...], float] = {}
         self._waiting_since = time.monotonic()  # since no worker has had a place
         self._complain_at = self._waiting_since + READY_SECONDS / 10
+        self._born = False  # a worker has been ready
         self._stillborn = 0  # workers that died while they started, since one was ready
+        self._not_before = 0.0  # when the next worker may be started
+        self._stops_sent = False
+        self._listened = time.monotonic()
+        self._head_missed = 0  # times in turn that the head did not answer
+        self._head_asked = 0.0
+        own, variables = dict(runtime_env or {}), worker_environment(placement.cpus)
         options = {
             "num_cpus": placement.cpus,
             "num_gpus": placement.gpus,
@@ -116,17 +129,18 @@ class RayPool:
             "max_restarts": 0,
             "max_task_retries": 0,
             "concurrency_groups": {"control": 1},
-            "runtime_env": {**(runtime_env or {}), "env_vars": worker_environment(placement.cpus)},
+            "runtime_env": {**own, "env_vars": {**own.get("env_vars", {}), **variables}},
         }
         # Built per pool: Ray fixes a GPU actor's options when the class is wrapped.
         self._actor_class = ray.remote(**options)(Worker)
         self._slots: list[_Slot] = []
         with ray_errors("start workers"):
+            self._shared = ray.put(context)  # once, not with every worker
             for _ in range(placement.workers):
                 self._start_worker()
 
     def _start_worker(self) -> None:
-        actor = self._actor_class.remote(self._context, self._packages)
+        actor = self._actor_class.remote(self._shared, self._packages)
         self._slots.append(_Slot(actor, ready=actor.ready.remote()))
 
     def room(self) -> int:
@@ -144,19 +158,27 @@ class RayPool:
     def submit(self, assignment: Assignment) -> None:
         """Queue it at the worker with the least to do."""
         slot = min(self._ready_slots(), key=lambda slot: len(slot.queue))
-        slot.queue.append((assignment, slot.actor.run.remote(assignment)))
+        with ray_errors("reach the Ray workers"):
+            slot.queue.append((assignment, slot.actor.run.remote(assignment)))
 
-    def poll(self, handle: Callable[[Event], None], timeout: float) -> None:
+    def poll(
+        self, handle: Callable[[Event], None], timeout: float, *, waiting: bool = False
+    ) -> None:
         """See `Executor.poll`."""
         with ray_errors("reach the Ray workers"):
+            if self._stopping and not self._stops_sent:
+                self._stops_sent = True
+                for slot in self._ready_slots():
+                    slot.actor.stop.remote()
             for slot in self._slots:
                 self._announce(slot, handle)
-            self._resize()  # before anything ends: a worker without work now has none to come
+            self._resize(waiting)
             self._send_polls()
             for slot, reference in self._answered(timeout):
                 if slot in self._slots:  # else it was given up a moment ago
                     self._receive(slot, reference, handle)
             self._give_up_silent(handle)
+            self._look_for_the_head()
 
     def _answered(self, timeout: float) -> list[tuple[_Slot, Any]]:
         """What has answered by now, after waiting for the first answer."""
@@ -182,20 +204,27 @@ class RayPool:
         try:
             answer = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            raise _cause(error) from error
+            cause = _cause(error)
+            if type(cause) is not ClusterError or not slot.queue:
+                raise cause from error
+            self._bury(slot, str(cause), handle, sick=True)  # the machine's fault, not the trial's
+            return
         except _DEATHS as error:
             self._bury(slot, first_line(error), handle, error)
             return
         slot.heard = now
-        if reference == slot.ready:  # not "is": Ray Client answers with references of its own
+        # Compared with ==, because Ray Client answers with references of its own.
+        if reference == slot.ready:
             slot.ready, slot.node_id, slot.busy = None, answer, now
-            self._stillborn = 0
+            self._born, self._stillborn = True, 0
         elif reference == slot.polling:
             slot.polling = None
             for progress in answer:
                 handle(progress)
         else:
-            assignment, _ = slot.queue.popleft()
+            index = next(i for i, (_, run) in enumerate(slot.queue) if run == reference)
+            assignment, _ = slot.queue[index]
+            del slot.queue[index]
             slot.busy = now
             self._seconds.append(now - self._began.pop(assignment.trial_ids, now))
             handle(Ended(assignment, answer))
@@ -213,18 +242,13 @@ class RayPool:
         reason: str,
         handle: Callable[[Event], None],
         error: BaseException | None = None,
+        *,
+        sick: bool = False,
     ) -> None:
-        """A worker is dead or given up: another takes its place, and its trials go elsewhere."""
-        _refuse_if_unborn(error)
-        self._discard(slot)  # it may only have been out of reach; `_resize` replaces it
-        if slot.ready is not None:
-            self._stillborn += 1
-            if self._stillborn > STILLBORN:
-                raise ClusterError(
-                    f"{self._stillborn} workers in turn died while they started, the last one: "
-                    f"{reason}. Everything committed is kept; look at Ray's logs, or add "
-                    "--in-process."
-                )
+        """A worker is dead or given up: its trials go elsewhere, and `_resize` replaces it."""
+        self._discard(slot)  # it may only have been out of reach
+        if slot.ready is not None or sick:
+            self._count_stillborn(reason, error)
         if not slot.queue:
             return
         (assignment, _), *queued = slot.queue
@@ -233,10 +257,25 @@ class RayPool:
             for ended in (assignment, *(orphan for orphan, _ in queued)):
                 handle(Ended(ended, GroupResult(())))
             return
-        handle(Lost(assignment, reason, node=not self._connection.alive(slot.node_id)))
+        node = sick or not self._connection.alive(slot.node_id)
+        handle(Lost(assignment, reason, node=node))
         # Only the first in the queue had begun; the others have lost nothing.
         for orphan, _ in queued:
             handle(Lost(orphan, reason, begun=False))
+
+    def _count_stillborn(self, reason: str, error: BaseException | None) -> None:
+        """A worker of no use: at the start that is fatal, later its replacement has time.
+
+        Raises:
+            ClusterError: none has ever been ready.
+        """
+        why = unborn(error) or reason
+        if not self._born and (unborn(error) or self._stillborn + 1 >= STILLBORN):
+            raise ClusterError(f"a worker cannot start: {why}") from error
+        self._stillborn += 1
+        pause = min(300.0, 2.0**self._stillborn)
+        self._not_before = time.monotonic() + pause
+        self._message(f"a worker is of no use, the next one starts in {pause:.0f} s: {why}")
 
     def _discard(self, slot: _Slot) -> None:
         self._slots.remove(slot)
@@ -253,13 +292,38 @@ class RayPool:
 
     def _give_up_silent(self, handle: Callable[[Event], None]) -> None:
         now = time.monotonic()
+        if now - self._listened > SILENT_SECONDS / 6:  # it was us who were busy elsewhere
+            for slot in self._slots:
+                slot.polled = max(slot.polled, now)
+        self._listened = now
         for slot in list(self._ready_slots()):
             if slot.polling is not None and now - max(slot.heard, slot.polled) > SILENT_SECONDS:
                 why = f"its worker has not answered for {SILENT_SECONDS:.0f} s"
                 self._bury(slot, why, handle)
 
-    def _resize(self) -> None:
-        """Release workers without work; while none is, ask for more than have a place."""
+    def _look_for_the_head(self) -> None:
+        """Notice that the head is gone; left alone, Ray ends this whole process a minute later.
+
+        Raises:
+            ClusterError: it is gone.
+        """
+        now = time.monotonic()
+        quiet = all(slot.polling is not None or slot.ready is not None for slot in self._slots)
+        newest = max((slot.heard for slot in self._slots), default=0.0)
+        if not quiet or now - newest < HEAD_SECONDS or now - self._head_asked < 2.0:
+            return
+        self._head_asked = now
+        self._head_missed = 0 if self._connection.head_listens() else self._head_missed + 1
+        if self._head_missed >= 3:
+            self._connection.abandon()
+            self._slots.clear()
+            raise ClusterError(
+                "the head of the cluster does not answer any more. Everything committed is kept; "
+                "start the cluster, then run the same command again."
+            )
+
+    def _resize(self, waiting: bool) -> None:
+        """Release idle workers; while trials wait, ask for more workers than have a place."""
         now = time.monotonic()
         starting = [slot for slot in self._slots if slot.ready is not None]
         idle = []
@@ -268,18 +332,21 @@ class RayPool:
                 slot.busy = now
             else:
                 idle.append(slot)
-        tired = [slot for slot in idle if now - slot.busy > IDLE_SECONDS]
-        if self._stopping or (tired and not self._connection.embedded):
+        if self._stopping or not (waiting or self._connection.embedded):
             for slot in starting:
                 self._discard(slot)
-        for slot in tired:
-            self._discard(slot)
-        if self._stopping or idle:
+        for slot in idle:
+            if now - slot.busy > IDLE_SECONDS:
+                self._discard(slot)
+        if self._stopping or idle or not waiting:
             return
-        some = PENDING if not self._connection.embedded else self._placement.workers
-        room = self._placement.most - len(self._slots)
-        for _ in range(min(room, some - len(starting))):
-            self._start_worker()
+        if now >= self._not_before:
+            some = self._placement.workers
+            if not self._connection.embedded:
+                some = max(PENDING, (len(self._slots) - len(starting)) // 8)
+            room = self._placement.most - len(self._slots)
+            for _ in range(min(room, some - len(starting))):
+                self._start_worker()
         if all(slot.ready is not None for slot in self._slots):
             self._complain_if_stuck(now)
         else:
@@ -302,10 +369,11 @@ class RayPool:
             )
 
     def stop(self) -> None:
-        """Ask every worker to checkpoint and end its group."""
+        """Ask every worker to checkpoint and end its group; sent with the next poll.
+
+        It is called by a signal handler, in the middle of anything, and so asks nothing of Ray.
+        """
         self._stopping = True
-        for slot in self._ready_slots():
-            slot.actor.stop.remote()
 
     def shutdown(self) -> None:
         """End the workers, and the cluster too if it is our own."""
@@ -321,18 +389,14 @@ def _cause(error: ray.exceptions.RayTaskError) -> BaseException:
     return cause if isinstance(cause, SpectralSweepsError) else ClusterError(str(error))
 
 
-def _refuse_if_unborn(error: BaseException | None) -> None:
-    """A worker whose constructor raised has run nothing: no trial is to blame for its death.
-
-    Raises:
-        ClusterError: with the exception itself, which stands last in Ray's report of it.
-    """
+def unborn(error: BaseException | None) -> str:
+    """Why a worker's constructor raised, as it stands last in Ray's report; empty if it did not."""
     if not getattr(error, "actor_init_failed", False):
-        return
+        return ""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     report = next((i for i, line in enumerate(lines) if "ClusterError:" in line), len(lines) - 1)
-    raise ClusterError("a worker cannot start: " + "\n".join(lines[report:])) from error
+    return "\n".join(lines[report:])
 
 
 def _done(references: list[Any]) -> list[Any]:

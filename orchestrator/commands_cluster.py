@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.errors import ClusterError, SweepError, UserError
+from orchestrator.errors import ClusterError, Problem, SweepError, UserError
 from orchestrator.options import File, Json, Set, Target, err, out, print_json
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def submit(
     sweep = loading.load_sweep(file, set_ or ())
     if rerun not in (None, "changed"):
         sweep.select(rerun)
+    _refuse_password(sweep)
     jobs = _jobs(address)
     options = ["--retry", retry] if retry else []
     options += ["--rerun", rerun] if rerun else []
@@ -83,7 +84,7 @@ def submit(
             except KeyboardInterrupt:
                 _say(f"the job goes on: sweep logs {job.id} --follow --address {jobs.address}")
                 raise
-    if not job.live and job.exit_code != 0:
+    if not job.live and job.exit_code not in (0, 1):
         raise _ended_badly(job, jobs)
     words = sweep_words(file, set_ or ())
     for name, command in {
@@ -94,6 +95,24 @@ def submit(
         "query": f'sweep query {shlex.quote(str(sweep.root))} "SELECT * FROM trials"',
     }.items():
         out.print(f"{name + ':':<8} {command}", markup=False)
+    if not job.live and job.exit_code == 1:
+        raise typer.Exit(1)  # some trials have failed; the job has said which
+
+
+def _refuse_password(sweep: Sweep) -> None:
+    """A password in the URI would stand in the job's description, its logs and the results.
+
+    Raises:
+        SweepError: there is one.
+    """
+    from urllib.parse import urlsplit
+
+    if sweep.tracking.uri and "@" in urlsplit(sweep.tracking.uri).netloc:
+        text = (
+            "a user name or password in the URI would be sent to Ray and kept with the results; "
+            "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+        )
+        raise SweepError(sweep.source, [Problem(text, "$.tracking.uri")])
 
 
 def _announce_credentials(sweep: Sweep, *, kept: bool) -> None:
@@ -103,7 +122,10 @@ def _announce_credentials(sweep: Sweep, *, kept: bool) -> None:
     if found and kept:
         _say(f"{found} stay here: set them in the cluster's own environment")
     elif found:
-        _say(f"{found} go along: whoever may see the job in Ray can read them (--no-credentials)")
+        _say(
+            f"{found} go along: whoever may see the job in Ray, or read its logs on the head, can "
+            "read them (--no-credentials)"
+        )
 
 
 def _until_launched(jobs: Jobs, job: Job) -> Job:
@@ -163,7 +185,7 @@ def cancel(target: Target, address: Address = None) -> None:
         return
     jobs.stop(job.id)
     _say(f"job {job.id} was asked to stop; waiting until running trials are at a checkpoint")
-    ended = jobs.wait(job, lambda _, __: False, lambda _: None)
+    ended = jobs.until_ended(job)
     out.print(f"job {ended.id}: {ended.state.lower()}", markup=False)
     again = shlex.join(["sweep", "submit", *job.command, "--address", jobs.address])
     out.print(f"resume: {again}", markup=False)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import math
@@ -22,8 +23,11 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator import addresses, node
+from orchestrator import addresses, node, signals
 from orchestrator.errors import ClusterError, SpectralSweepsError, UserError
+
+ALIVE_SECONDS = 10.0
+"""For so long it is believed whether a node is alive."""
 
 ASK_SECONDS = 120.0
 """For the nodes to unpack the code and answer; a node that takes longer is reported as silent."""
@@ -46,6 +50,8 @@ class Connection:
         self.address = address
         self.embedded = folder is not None
         self._folder = folder
+        self._abandoned = False
+        self._alive: dict[str, tuple[float, bool]] = {}  # node -> when it was asked, and what of it
 
     def nodes(self) -> list[NodeInfo]:
         """The nodes that are alive now, the head among them."""
@@ -70,24 +76,42 @@ class Connection:
         Ray takes a while to declare a node dead, so its port is tried as well. Through Ray Client
         the nodes are out of reach from here, and only Ray's word counts.
         """
+        asked, answer = self._alive.get(node_id, (-math.inf, False))
+        if time.monotonic() - asked > ALIVE_SECONDS:  # with a node many workers die at once
+            answer = self._is_alive(node_id)
+            self._alive[node_id] = (time.monotonic(), answer)
+        return answer
+
+    def _is_alive(self, node_id: str) -> bool:
         for found in ray.nodes():
             if found["NodeID"] == node_id and found["Alive"]:
-                if self.address.startswith("ray://"):
-                    return True
                 place = (found["NodeManagerAddress"], found["NodeManagerPort"])
-                with contextlib.suppress(OSError), socket.create_connection(place, timeout=1.0):
-                    return True
+                return self.address.startswith("ray://") or _listens(*place)
         return False
 
-    def ask(self, question: node.Question) -> list[dict[str, Any]]:
+    def head_listens(self) -> bool:
+        """Whether the head's own port is open; through Ray Client, Ray itself finds that out."""
+        host, _, port = self.address.rpartition(":")
+        return self.embedded or self.address.startswith("ray://") or _listens(host, int(port))
+
+    def ask(
+        self, question: node.Question, *, variables: Mapping[str, str] | None = None
+    ) -> list[dict[str, Any]]:
         """Have every live node describe itself; see `node.inspect`.
+
+        Args:
+            question: what is asked.
+            variables: environment variables of the processes that answer.
 
         Returns:
             Its facts, with node_id and ip added, and sent and received: the driver's clock (seconds
             since 1970) before and after. A node that did not answer has the key "silent": why.
         """
         # Nothing is reserved, so that a full cluster answers too.
-        task = ray.remote(num_cpus=0, max_retries=0)(node.inspect)
+        options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0}
+        if variables:
+            options["runtime_env"] = {"env_vars": dict(variables)}
+        task = ray.remote(**options)(node.inspect)
         sent = time.time()
         waiting = {}
         for found in self.nodes():
@@ -111,9 +135,15 @@ class Connection:
                 answers.append(facts | {"sent": sent, "received": time.time()})
         return sorted(answers, key=lambda facts: (facts["host"], facts["node_id"]))
 
+    def abandon(self) -> None:
+        """The cluster is gone: leave without taking leave, for which Ray would wait for minutes."""
+        self._abandoned = True
+        atexit.unregister(ray.shutdown)
+
     def close(self) -> None:
         """Leave the cluster; end it, if it is our own."""
-        ray.shutdown()
+        if not self._abandoned:
+            ray.shutdown()
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -127,6 +157,14 @@ class Connection:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=1.0):
+            return True
+    except OSError:
+        return False
 
 
 def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Connection:
@@ -143,16 +181,17 @@ def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Conne
     target = addresses.resolve(address)
     addresses.probe(address, target)
     try:
-        ray.init(
-            address=target,
-            runtime_env=dict(runtime_env) if runtime_env else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with signals.kept():
+            ray.init(
+                address=target,
+                runtime_env=dict(runtime_env) if runtime_env else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (ray.exceptions.RayError, OSError, ValueError, RuntimeError, TypeError) as error:
         ray.shutdown()
         raise _refused(address, error) from error
-    return Connection(address, None)
+    return Connection(target, None)
 
 
 def start_embedded(cpus: int, gpus: float) -> Connection:
@@ -169,7 +208,7 @@ def start_embedded(cpus: int, gpus: float) -> Connection:
     before = os.open(".", os.O_RDONLY)
     os.chdir(folder.name)
     try:
-        with ray_errors("start Ray"):
+        with ray_errors("start Ray"), signals.kept():
             ray.init(
                 address="local",  # said in full: without it Ray would follow RAY_ADDRESS elsewhere
                 num_cpus=cpus,
@@ -213,13 +252,24 @@ def ray_errors(doing: str) -> Iterator[None]:
         yield
     except SpectralSweepsError:
         raise
-    except ray.exceptions.ActorDiedError as error:
-        raise ClusterError(f"cannot {doing}: {first_line(error)}") from error
-    except (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:
+        if not _is_rays(error):
+            raise
+        text = first_line(error) if isinstance(error, ray.exceptions.ActorDiedError) else error
         raise ClusterError(
-            f"cannot {doing}: {error}. Everything committed is kept; run the same command again, "
+            f"cannot {doing}: {text}. Everything committed is kept; run the same command again, "
             "or add --in-process to do without Ray."
         ) from error
+
+
+def _is_rays(error: Exception) -> bool:
+    """Whether Ray, or what Ray Client is made of, raised it: it also raises bare Exceptions."""
+    known = (ray.exceptions.RayError, ConnectionError, ValueError, RuntimeError)
+    return (
+        isinstance(error, known)
+        or type(error) is Exception
+        or type(error).__module__.startswith("grpc")
+    )
 
 
 def first_line(error: BaseException) -> str:

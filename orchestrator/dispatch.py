@@ -145,9 +145,10 @@ class Dispatch:
         with self._interrupt_handler(executor):
             try:
                 while True:
-                    if not self._place(executor) and not self._running:
+                    waiting = self._place(executor)
+                    if not waiting and not self._running:
                         break
-                    executor.poll(self._handle, COMMIT_SECONDS)
+                    executor.poll(self._handle, COMMIT_SECONDS, waiting=waiting)
                     if self._error is not None:
                         break
                     if self._rows and time.monotonic() - self._oldest_row >= COMMIT_SECONDS:

@@ -118,7 +118,7 @@ def run_sweep(
             keep=options.keep,
             live=projector is not None,
             facts=json.dumps({**git, "task_source": source_hash}, sort_keys=True),
-            task=place.task if place else "",
+            task=place.task if place else sweep.task,
         )
         run = Dispatch(
             sweep, session, observer, only=options.only, retry_failed=options.retry_failed
@@ -143,6 +143,7 @@ def run_sweep(
                 try:
                     run.drive(pool)
                 finally:
+                    run.flush_quietly()  # first: Ray may take its time
                     pool.shutdown()
             if not run.outcome.interrupted:
                 run.summarise()
@@ -183,7 +184,11 @@ def _ray_pool(
         connection = start_embedded(
             placement.cpus * placement.workers, placement.gpus * placement.workers
         )
-        return RayPool(connection, context, placement)
+        try:
+            return RayPool(connection, context, placement, message=observer.message)
+        except BaseException:
+            connection.close()
+            raise
     return RayPool(
         place.connection,
         context,

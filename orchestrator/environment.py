@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from orchestrator.errors import ClusterError
 
 DETERMINISM = {"MKL_CBWR": "AVX2,STRICT"}
 """Set before torch is imported; without it results depend on memory alignment and thread count."""
+
+SEEN_SECONDS = 15.0
+"""Network file systems cache the content of folders for so long at most, with their defaults."""
 
 PACKAGES = ("spectral", "tasks", "orchestrator")
 _VERSIONS = ("torch", "numpy", "scipy", "pyarrow", "pydantic", "ray", "spectral-sweeps")
@@ -91,6 +95,26 @@ def check_device(device: str) -> None:
             "names the newest CUDA it takes), correct --num-gpus of `ray start`, or ask for none: "
             "--set resources.gpus=0."
         )
+
+
+def check_store(root: Path, epoch: int) -> None:
+    """Refuse a machine where another folder lies at the store's path, or none.
+
+    The epoch's file is there, because the driver has just published it; the caches of a network
+    file system may take some seconds to see it.
+
+    Raises:
+        ClusterError: it is not seen.
+    """
+    path = root / "epochs" / f"{epoch:06d}.json"
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"the worker on {platform.node()} does not see the results folder {root}: what the "
+                "driver has written there is not in it. Mount the same file system there."
+            )
+        time.sleep(0.2)
 
 
 def git_facts(folder: Path) -> dict[str, Any]:

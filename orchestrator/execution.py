@@ -52,8 +52,15 @@ class Executor(Protocol):
     def submit(self, assignment: Assignment) -> None:
         """Take one assignment."""
 
-    def poll(self, handle: Callable[[Event], None], timeout: float) -> None:
+    def poll(
+        self, handle: Callable[[Event], None], timeout: float, *, waiting: bool = False
+    ) -> None:
         """Wait up to `timeout` seconds and pass on what happened since the last call.
+
+        Args:
+            handle: receives what happened.
+            timeout: in seconds.
+            waiting: whether there are assignments for which there was no room.
 
         Raises:
             StoreError: a worker met a storage that refuses.
@@ -61,7 +68,10 @@ class Executor(Protocol):
         """
 
     def stop(self) -> None:
-        """Ask every running group to checkpoint and end, and those queued to end at once."""
+        """Ask every running group to checkpoint and end, and those queued to end at once.
+
+        Called by a signal handler: it only takes note, the next `poll` does it.
+        """
 
     def shutdown(self) -> None:
         """End all workers at once."""
@@ -83,7 +93,9 @@ class InProcess:
         """Keep it for the next `poll`."""
         self._queue.append(assignment)
 
-    def poll(self, handle: Callable[[Event], None], timeout: float) -> None:
+    def poll(
+        self, handle: Callable[[Event], None], timeout: float, *, waiting: bool = False
+    ) -> None:
         """Run what was submitted, here and now."""
         while self._queue:
             assignment = self._queue.popleft()

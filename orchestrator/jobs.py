@@ -258,6 +258,14 @@ class Jobs:
                 return now
             time.sleep(POLL_SECONDS)
 
+    def until_ended(self, job: Job) -> Job:
+        """Wait until a job has ended."""
+        while True:
+            now = self.get(job.id) or job
+            if not now.live:
+                return now
+            time.sleep(POLL_SECONDS)
+
     @contextlib.contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
         """Turn what Ray's client raises into our own words."""

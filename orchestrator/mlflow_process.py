@@ -19,6 +19,7 @@ from typing import IO
 
 from orchestrator import mlflow_guard
 from orchestrator.errors import TrackingError
+from orchestrator.signals import terminable
 
 START_SECONDS = 90.0
 """How long the server may take to answer: its imports alone take several seconds."""
@@ -111,29 +112,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     if process.stdin is not None:
         process.stdin.close()
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM unwind like Ctrl-C, so that the server does not outlive us.
-
-    And SIGINT too: a shell that starts us in the background has it ignored, and that is inherited.
-    """
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    try:
-        before = {number: signal.signal(number, interrupt) for number in numbers}
-    except ValueError:  # not the main thread: whoever runs that one ends us
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # --- where it listens -------------------------------------------------------------------------

@@ -17,6 +17,9 @@ from typing import Any
 ANSWER_SECONDS = 5.0
 """A file system that has not answered by then hangs."""
 
+MARKER = ".node-"
+"""How the names of our files in a results folder begin; readers of a store skip them."""
+
 _FSYNCS = 7
 _NETWORK = re.compile(r"nfs\d*|cifs|smb\w*|lustre|gpfs|beegfs\w*|ceph|fuse\..+|9p|afs|glusterfs")
 
@@ -36,7 +39,7 @@ def marked(folder: Path) -> Iterator[tuple[str, str]]:
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     # The name begins with a dot: readers of a store skip it. It is random: no cache knows it.
-    marker, token = f".node-{secrets.token_hex(4)}", secrets.token_hex(16)
+    marker, token = f"{MARKER}{secrets.token_hex(4)}", secrets.token_hex(16)
     (folder / marker).write_text(token)
     try:
         yield marker, token
@@ -114,7 +117,7 @@ def _look(folder: Path, marker: str | None, token: str, facts: dict[str, Any]) -
     if not facts["exists"]:
         return
     facts.update(disk(str(folder)))
-    probe = folder / f".node-{secrets.token_hex(4)}"
+    probe = folder / f"{MARKER}{secrets.token_hex(4)}"
     linked = probe.with_name(f"{probe.name}.link")
     try:
         facts["fsync_ms"] = _fsync_ms(probe)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from orchestrator import checkpoints, files
+from orchestrator import checkpoints, files, node_storage
 from orchestrator.errors import StoreError, SweepError
 from orchestrator.schemas import FORMAT_VERSION, commit_table, seal
 from orchestrator.store import Store
@@ -132,7 +132,8 @@ def check_owner(sweep: Sweep) -> None:
     if not root.is_dir():
         raise SweepError(sweep.source, [f"{root} is not a folder; choose another name or storage"])
     if not (root / "epochs").is_dir():
-        if any(root.iterdir()):
+        # A driver that was killed while it asked the nodes about this folder leaves its marker.
+        if any(not path.name.startswith(node_storage.MARKER) for path in root.iterdir()):
             raise SweepError(
                 sweep.source,
                 [f"{root} exists and is not a results folder; choose another name or storage"],

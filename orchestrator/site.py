@@ -6,6 +6,7 @@ with site.enter(sweep, "ray://head:10001", tracked=True) as place: ...
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from orchestrator.errors import Problem, SweepError
 from orchestrator.mlflow_access import refuse_local_database
 from orchestrator.placement import Placement, place
 from orchestrator.shipping import Shipment
+from orchestrator.staging import CREDENTIALS
 from orchestrator.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -65,15 +67,21 @@ def enter(
         UserError: the address does not work.
     """
     with contextlib.ExitStack() as stack:
+        # Ray reads it when it is imported: by default it ends this process a minute after the head,
+        # without a word; the pool notices earlier and leaves in order.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "600")
+        from orchestrator import addresses
+        from orchestrator.connection import join, ray_errors
+
+        addresses.probe(address, addresses.resolve(address))  # before the code is packed
         environment: dict[str, Any] = {}
         if shipment is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="sweep-"))
             shipment = shipping.ship(sweep, Path(folder) / "code")
             environment = {"working_dir": str(shipment.folder)}  # a job has it already
-        from orchestrator.connection import join
-
         connection = stack.enter_context(join(address, runtime_env=environment))
-        nodes = connection.nodes()
+        with ray_errors("reach the cluster"):
+            nodes = connection.nodes()
         problems: list[Problem | str] = []
         if tracked:
             try:
@@ -99,7 +107,10 @@ def enter(
             )
         lacking = {name for facts in answers for name in node.missing(facts)}
         wanted = [(n, version) for n, version in shipment.requirements if n in lacking]
-        install = {"pip": shipping.installable(wanted)} if wanted else {}
+        install: dict[str, Any] = {"pip": shipping.installable(wanted)} if wanted else {}
+        # A job's variables are inherited, and Ray writes them to its logs on every node.
+        if hidden := _hidden():
+            install["env_vars"] = hidden
         if wanted:
             message(f"the nodes install what they lack: {', '.join(install['pip'])}")
         yield Site(connection, placement, shipment.task, install)
@@ -112,10 +123,13 @@ def _ask(
     message: Callable[[str], None],
 ) -> Sequence[dict[str, Any]]:
     """What the nodes say of themselves, and this machine as the last of them."""
+    from orchestrator.connection import ray_errors
+
     try:
         with node_storage.marked(sweep.root) as (marker, token):
             question = node.Question(shipment.requirements, str(sweep.root), marker, token)
-            answers = connection.ask(question)
+            with ray_errors("ask the nodes"):
+                answers = connection.ask(question, variables=_hidden())
             node_storage.confirm(sweep.root, answers)
             here = node.inspect(question)
     except OSError as error:
@@ -123,8 +137,13 @@ def _ask(
         raise SweepError(sweep.source, [problem + "another storage folder"]) from error
     for facts in answers:
         if "silent" in facts:
-            message(f"left out: node {node.where(facts)} does not answer: {facts['silent']}")
+            message(f"node {node.where(facts)} has not answered: {facts['silent']}")
     return [*answers, here]
+
+
+def _hidden() -> dict[str, str]:
+    """Credentials of the tracker, emptied: only the driver needs them."""
+    return {name: "" for name in CREDENTIALS if name in os.environ}
 
 
 def _problems(answers: Sequence[dict[str, Any]], sweep: Sweep, shipment: Shipment) -> list[str]:

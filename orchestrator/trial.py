@@ -25,12 +25,12 @@ from torch import Tensor
 
 import spectral
 from orchestrator import checkpoints, environment
-from orchestrator.errors import SourceChangedError, SpectralSweepsError
+from orchestrator.errors import ClusterError, SourceChangedError, SpectralSweepsError
 from orchestrator.expansion import Trial  # not from sweep: a worker reads no YAML
 from orchestrator.files import checksum
 from orchestrator.rows import Buffer
 from spectral import ScalarRow
-from tasks import resolve, source_hash
+from tasks import TaskError, resolve, source_hash
 from tasks.training import evaluate, make_streams, start, train_step
 
 _source_of = functools.cache(source_hash)
@@ -67,7 +67,7 @@ class Context:
     keep: bool = False  # the user vouches for checkpoints of another task source
     live: bool = True  # whether somebody watches: progress then carries the scalars
     facts: str = "{}"  # JSON: what the driver adds to the environment's description
-    task: str = ""  # how a worker finds the task, where its code has travelled; "": as the trial
+    task: str = ""  # how a worker finds the task, should its code have travelled; "": as the trial
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,17 @@ class _Attempt:
             threads=self.context.threads,
             device=self.context.device,
         )
-        task_class = resolve(self.context.task or self.trial.task)
+        try:
+            task_class = resolve(self.context.task or self.trial.task)
+        except OSError as error:  # not the trial's fault: the next one would fail here too
+            raise ClusterError(
+                f"the code of the task cannot be read on {platform.node()}: {error}"
+            ) from error
+        except TaskError as error:  # the driver, and the worker when it started, could import it
+            raise SourceChangedError(
+                f"the code of task {self.trial.task_name!r} was edited while the sweep ran, and "
+                f"cannot be imported any more: {error}. Run the same command again once it can."
+            ) from error
         if _source_of(task_class) != self.context.source_hash:
             raise SourceChangedError(
                 f"the code of task {self.trial.task_name!r} was edited while the sweep ran; "

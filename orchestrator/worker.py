@@ -10,12 +10,14 @@ import gc
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 
 from orchestrator import environment
 from orchestrator.trial import Assignment, Context, GroupResult, Progress, run_group
+from tasks import resolve
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -39,6 +41,8 @@ class Worker:
     def __init__(self, context: Context, packages: Mapping[str, str]) -> None:
         environment.check_packages(packages)
         environment.check_device(context.device)
+        environment.check_store(Path(context.root), context.epoch)
+        resolve(context.task)  # a machine where the task cannot be found fails no trial
         self._context = context
         self._stop = threading.Event()
         # Progress that nobody fetches is dropped, oldest first: the store holds every row anyway.
