@@ -6,6 +6,7 @@ the address is asked first, with a call that each of Ray's ports answers in its 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 
@@ -81,6 +82,7 @@ def probe(address: str, target: str) -> None:
         # Ray uses a token that lies ready only for `auto`; this cluster has asked for one.
         from ray._private.authentication import authentication_token_setup as token
 
+        token.logger.setLevel(logging.ERROR)  # it would advise to switch the token off
         if token.maybe_enable_token_auth_if_token_available(warn_if_disabled=False):
             status, details = _call(place, wanted)
     host = place.rpartition(":")[0]
@@ -108,10 +110,14 @@ def probe(address: str, target: str) -> None:
             f"sweep as a job: sweep submit FILE --address http://{place}; to run the driver here, "
             f"use Ray's client port: --address ray://{host}:10001."
         )
+    usual = (
+        "Ray's client port is 10001 unless it was started with another --ray-client-server-port."
+        if client
+        else "The cluster's own port is 6379 unless it was started with another --port."
+    )
     raise UserError(
         f"--address {address}: no answer: {_why(details, status)}. Is the head running (ray "
-        "status, on the head), and is this port open from here? Ray's client port is 10001 unless "
-        "it was started with another --ray-client-server-port."
+        f"status, on the head), and is this port open from here? {usual}"
     )
 
 

@@ -130,7 +130,23 @@ def run(
         address=address,
     )
     alone = ["sweep", "run", file, *(x for s in set_ or () for x in ("--set", s))]
-    raise typer.Exit(run_loaded(sweep, options, resume=_resume_command(), alone=alone))
+    resume = _resume_command()
+
+    def drive() -> int:
+        return run_loaded(sweep, options, resume=resume, alone=alone)
+
+    if address is None or address.startswith("ray://"):
+        raise typer.Exit(drive())
+
+    def gone() -> None:
+        err.print(f"to resume: {resume}", markup=False, soft_wrap=True)
+        text = "error: Ray has ended on this node of the cluster, and this driver with it. "
+        text += "Everything committed is kept; start Ray, then run the same command again."
+        err.print(text, markup=False, soft_wrap=True)
+
+    from orchestrator import supervised
+
+    raise typer.Exit(supervised.run(drive, gone))
 
 
 def run_loaded(
@@ -199,7 +215,10 @@ def _finish(sweep: Sweep) -> None:
         out.print(table)
     out.print(f"results: {sweep.root}", markup=False)
     out.print(f'query:   sweep query {sweep.root} "SELECT * FROM trials"', markup=False)
-    if sweep.tracking.enabled:
+    uri = sweep.tracking.uri
+    if uri is not None and uri.startswith("http"):
+        out.print(f"watch:   {loading.public(uri)}", markup=False)
+    else:
         out.print(f"watch:   sweep ui {sweep.root}", markup=False)
 
 
@@ -381,3 +400,6 @@ def _resume_command() -> str:
 
 for command in (*commands_tracking.COMMANDS, *commands_cluster.COMMANDS):
     app.command()(command)
+
+if __name__ == "__main__":
+    main()

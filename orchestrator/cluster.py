@@ -57,8 +57,9 @@ STILLBORN = 6
 """Workers that may die in turn before any was ever ready. Later ones are replaced ever more slowly:
 one broken node is not the end of the others."""
 
-HEAD_SECONDS = 20.0
-"""If no worker has answered for so long, the head is asked whether it is still there."""
+HEAD_SECONDS = 45.0
+"""A head that has been out of reach for so long is given up. After 60 s Ray ends its nodes, and
+this process with them; a head that can come back (GCS fault tolerance) usually has by then."""
 
 _DEATHS = (
     ray.exceptions.RayActorError,
@@ -119,8 +120,7 @@ class RayPool:
         self._not_before = 0.0  # when the next worker may be started
         self._stops_sent = False
         self._listened = time.monotonic()
-        self._head_missed = 0  # times in turn that the head did not answer
-        self._head_asked = 0.0
+        self._head_seen = self._head_asked = time.monotonic()
         own, variables = dict(runtime_env or {}), worker_environment(placement.cpus)
         options = {
             "num_cpus": placement.cpus,
@@ -302,19 +302,18 @@ class RayPool:
                 self._bury(slot, why, handle)
 
     def _look_for_the_head(self) -> None:
-        """Notice that the head is gone; left alone, Ray ends this whole process a minute later.
+        """Notice that the head is gone before Ray does, which then ends this whole process.
 
         Raises:
             ClusterError: it is gone.
         """
         now = time.monotonic()
-        quiet = all(slot.polling is not None or slot.ready is not None for slot in self._slots)
-        newest = max((slot.heard for slot in self._slots), default=0.0)
-        if not quiet or now - newest < HEAD_SECONDS or now - self._head_asked < 2.0:
+        if now - self._head_asked < HEAD_SECONDS / 10:
             return
         self._head_asked = now
-        self._head_missed = 0 if self._connection.head_listens() else self._head_missed + 1
-        if self._head_missed >= 3:
+        if self._connection.head_listens():
+            self._head_seen = now
+        elif now - self._head_seen > HEAD_SECONDS:
             self._connection.abandon()
             self._slots.clear()
             raise ClusterError(

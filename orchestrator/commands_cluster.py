@@ -66,7 +66,6 @@ def submit(
     options = ["--retry", retry] if retry else []
     options += ["--rerun", rerun] if rerun else []
     options += ["--keep"] if keep else []
-    _announce_credentials(sweep, kept=no_credentials)
     job, new = jobs.submit(
         sweep,
         arguments=["--address", jobs.address, *options],
@@ -78,6 +77,7 @@ def submit(
         _say(f"job {job.id} is {job.state.lower()} with this file; it goes on{without}")
     else:
         _say(f"sent as job {job.id}")
+        _announce_credentials(sweep, kept=no_credentials)
         if not no_wait:
             try:
                 job = _until_launched(jobs, job)

@@ -1,4 +1,4 @@
-"""The address of a Ray dashboard: which one is meant, and whether one answers there, within 15 s.
+"""The address of a Ray dashboard: which one is meant, and whether one answers there, in seconds.
 
 Ray's own client waits for ever on an address that swallows connections, and its messages name
 neither the port that was meant nor the token that is missing.
@@ -9,17 +9,22 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import socket
-import time
+import ssl
+import threading
 import urllib.error
 import urllib.request
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from orchestrator.errors import UserError
 
-PROBE_SECONDS = 15.0
-"""An address that has not answered by then is given up."""
+PROBE_SECONDS = 6.0
+"""An address that has not answered by then is given up: a command is to say so within 15 s, and a
+slow machine needs some of them to begin."""
 
 TOKEN_HELP = (
     "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the cluster's token (or put it into "
@@ -48,18 +53,21 @@ def address_of(given: str | None) -> str:
     except ValueError:  # a port that is no number, an IPv6 address without its bracket
         parts, host = None, None
     if parts is None or parts.scheme not in ("http", "https") or not host:
-        likely = _host(given) or "HOST"
         raise UserError(
             f"--address {given}: this command talks to the dashboard of a cluster: "
-            f"http://{likely}:8265. To run the driver here and the trials there, use `sweep run "
+            f"http://{_likely(given)}. To run the driver here and the trials there, use `sweep run "
             "FILE --address ray://HOST:10001`"
         )
     return given.rstrip("/")
 
 
-def _host(address: str) -> str:
-    host = address.rpartition("://")[2].partition("/")[0].partition(":")[0]
-    return "" if host == "auto" else host
+def _likely(address: str) -> str:
+    """HOST:PORT of the dashboard that may have been meant."""
+    scheme, _, rest = address.rpartition("://")
+    match = re.match(r"(\[[^\]]*\]|[^:/\[]*)(?::(\d{1,5})(?![^/]))?", rest)
+    host, port = match.groups() if match else ("", None)
+    own = not scheme and port not in (None, "6379", "10001")  # only the scheme was forgotten
+    return f"{'HOST' if host in ('', 'auto') else host}:{port if own else 8265}"
 
 
 def probe(address: str, ray_version: str, seconds: float = PROBE_SECONDS) -> None:
@@ -76,13 +84,17 @@ def probe(address: str, ray_version: str, seconds: float = PROBE_SECONDS) -> Non
     headers = {"Authorization": f"Bearer {token}"} if (token := _token()) else {}
     request = urllib.request.Request(f"{address}/api/version", headers=headers)
     try:
-        status, body = _get(request, time.monotonic() + seconds)
+        status, body = _get(request, seconds)
     except (http.client.HTTPException, ConnectionResetError) as error:
         raise UserError(_other_port(address)) from error
     except OSError as error:
         reason = getattr(error, "reason", None) or error
         if isinstance(reason, http.client.HTTPException | ConnectionResetError):
             raise UserError(_other_port(address)) from error
+        if isinstance(reason, ssl.SSLError) and reason.reason in _NOT_TLS:
+            raise UserError(
+                f"{address} speaks http, not https: give {address.replace('https', 'http', 1)}"
+            ) from error
         late = isinstance(reason, TimeoutError)
         why = f"no answer within {seconds:g} s" if late else _reason(reason)
         raise UserError(
@@ -108,14 +120,39 @@ def probe(address: str, ray_version: str, seconds: float = PROBE_SECONDS) -> Non
         )
 
 
-def _get(request: urllib.request.Request, deadline: float) -> tuple[int, bytes]:
-    """Status and body; the deadline holds for the whole exchange, not for each packet."""
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
+"""What OpenSSL, by its version, says of an answer that is no TLS."""
+
+
+class _Stay(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the token would be sent along to wherever it leads."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _get(request: urllib.request.Request, seconds: float) -> tuple[int, bytes]:
+    """Status and body; the limit holds for the whole exchange.
+
+    In a thread that is left behind: looking up a name has no limit, and that of a socket begins
+    anew with each packet.
+    """
+    answer: Future[tuple[int, bytes]] = Future()
+
+    def exchange() -> None:
+        try:
+            answer.set_result(_exchange(request, seconds))
+        except Exception as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=exchange, daemon=True).start()
+    return answer.result(seconds)
+
+
+def _exchange(request: urllib.request.Request, seconds: float) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(request, timeout=deadline - time.monotonic()) as response:
-            body = b""
-            while time.monotonic() < deadline and (chunk := response.read1(65536)):
-                body += chunk
-            return response.status, body
+        with urllib.request.build_opener(_Stay).open(request, timeout=seconds) as response:
+            return response.status, response.read(65536)
     except urllib.error.HTTPError as error:
         with error:
             return error.code, b""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -277,9 +278,8 @@ class Dispatch:
             self._interrupts += 1
             if self._interrupts > 1:
                 raise KeyboardInterrupt  # the one exception that Ray lets through from a handler
-            self.observer.message(
-                "stopping: running trials are writing checkpoints (Ctrl-C again ends them now)"
-            )
+            again = " (Ctrl-C again ends them now)" if sys.stdin and sys.stdin.isatty() else ""
+            self.observer.message(f"stopping: running trials are writing checkpoints{again}")
             executor.stop()
 
         if threading.current_thread() is not threading.main_thread():

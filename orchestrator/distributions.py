@@ -26,6 +26,7 @@ from urllib.parse import unquote, urlsplit
 PIP_SECONDS = 600
 """A build that takes longer is given up; one without isolation takes one to two seconds."""
 _LAST_LINES = 15  # of pip's output that a message quotes
+_RAISED = re.compile(r"\s*(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Unavailable): ")
 
 _NOT_SHIPPED = {"INSTALLER", "REQUESTED", "direct_url.json", ".gitignore", ".rayignore"}
 """How it came here, which is no news elsewhere; and files that would hide others from Ray."""
@@ -123,16 +124,30 @@ def build(source: Path, target: Path) -> None:
             said, failed = f"(no end within {PIP_SECONDS} s)", True
         wheels = sorted(Path(name).glob("*.whl"))
         if failed or not wheels:
-            lines = [line.rstrip() for line in said.replace(str(project), str(source)).splitlines()]
-            quoted = "\n".join(f"    {line}" for line in lines if line)
+            quoted = "\n".join(
+                f"    {line}" for line in _reasons(said.replace(str(project), str(source)))
+            )
             raise BuildError(
                 f"the package in {source} does not build, and the cluster needs it. pip said:\n"
-                + "\n".join(quoted.splitlines()[-_LAST_LINES:])
-                + f"\n    Correct it until this works: {sys.executable} -m pip wheel --no-deps "
+                f"{quoted}"
+                f"\n    Correct it until this works: {sys.executable} -m pip wheel --no-deps "
                 f"{source}"
             )
         for wheel in wheels:
             _unpack(wheel, target)
+
+
+def _reasons(said: str) -> list[str]:
+    """The lines of pip's output that say what is wrong, without tracebacks and what it adds."""
+    lines = [line.rstrip() for line in said.splitlines() if line.strip()]
+    ends = [i for i, line in enumerate(lines) if line.strip() == "[end of output]"]
+    inner = lines[: ends[-1]] if ends else lines
+    raised = [i for i, line in enumerate(inner) if _RAISED.match(line)]
+    if raised:
+        return inner[raised[-1] :][:_LAST_LINES]
+    own = [line for line in lines if line.lstrip().startswith("ERROR: ")]
+    # A tool that ended without a traceback has said why at the end.
+    return inner[-_LAST_LINES:] if ends or not own else own[-_LAST_LINES:]
 
 
 def _origin(found: Distribution) -> dict[str, Any]:

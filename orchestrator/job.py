@@ -49,11 +49,23 @@ def main() -> NoReturn:
     try:
         code = _run(origin, arguments)
     except SpectralSweepsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {for_the_head(str(error))}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)
+
+
+def for_the_head(text: str) -> str:
+    """A message of the driver, with the place where MLflow's credentials are looked for in a job.
+
+    Those of who submits are not sent along if they said so.
+    """
+    return text.replace(
+        "where the sweep is started",
+        "in the environment of `ray start` on the head, or write both to ~/.mlflow/credentials "
+        "there",
+    )
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:

@@ -86,7 +86,7 @@ class Jobs:
         address: of the dashboard, as `dashboard.address_of` returns it.
 
     Raises:
-        UserError: no dashboard of this version of Ray answers there within 15 s, or it wants
+        UserError: no dashboard of this version of Ray answers there in time, or it wants
             another token.
     """
 

@@ -42,6 +42,13 @@ def load_sweep(file: str, overrides: Sequence[str]) -> Sweep:
     return sweep
 
 
+def public(uri: str) -> str:
+    """A tracking URI without the password that may be in it."""
+    from orchestrator import mlflow_access
+
+    return mlflow_access.public(uri)
+
+
 def shown(path: Path) -> str:
     """A path as a user would type it: relative to the working directory if it lies inside."""
     here = Path.cwd()

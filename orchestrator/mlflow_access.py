@@ -8,8 +8,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import json
 import os
+import re
 import socket
 import sqlite3
 from collections.abc import Iterator
@@ -33,6 +35,7 @@ def has_server(uri: str) -> bool:
 
 def public(uri: str) -> str:
     """A URI without the password that may be in it."""
+    uri = re.sub(r"([?&](?:ssl)?password=)[^&#]*", r"\1***", uri, flags=re.IGNORECASE)
     parts = urlsplit(uri)
     if "@" not in parts.netloc:
         return uri
@@ -143,11 +146,12 @@ def explain(uri: str, error: BaseException) -> TrackingError | None:
     status = getattr(error, "get_http_status_code", lambda: 0)()
     if "Invalid Host header" in text:
         parts = urlsplit(uri)
+        other = "" if _is_address(parts.hostname) else ", or use its IP address"
         return TrackingError(
             f"the MLflow server at {shown} refuses the host name it is called by (its guard "
             f"against DNS rebinding). Start it with `sweep server --allow-host {parts.hostname}` "
-            f'(of `mlflow server` itself: --allowed-hosts "{parts.netloc.rpartition("@")[2]}"), '
-            "or use its IP address."
+            f'(of `mlflow server` itself: --allowed-hosts "{parts.netloc.rpartition("@")[2]}")'
+            f"{other}."
         )
     if status == 401 or "error code 401" in text:
         return _unauthenticated(uri)
@@ -166,18 +170,24 @@ def explain(uri: str, error: BaseException) -> TrackingError | None:
     return TrackingError(f"MLflow at {shown} refuses: {_cause(error)}")
 
 
+def _is_address(host: str | None) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(host or ""))
+    return False
+
+
 def _unauthenticated(uri: str) -> TrackingError:
     names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
     if any(map(os.environ.get, names)) or "@" in urlsplit(uri).netloc:
         return TrackingError(
             f"the MLflow server at {public(uri)} does not accept this user name or password: check "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN). "
-            "`sweep server` prints the right ones when it starts."
+            "`sweep server` says where the right ones are when it starts."
         )
     return TrackingError(
         f"the MLflow server at {public(uri)} wants a user name and a password: set "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the sweep is started. "
-        "`sweep server` prints both when it starts."
+        "`sweep server` says where both are when it starts."
     )
 
 

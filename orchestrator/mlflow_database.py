@@ -13,6 +13,7 @@ from pathlib import Path
 
 from orchestrator.errors import UserError
 from orchestrator.mlflow_access import public
+from orchestrator.node_storage import filesystem, is_network, mounts
 
 CONNECT_SECONDS = 5
 _ACCEPTED = "sqlite:////absolute/path/mlflow.db or postgresql://USER:PASSWORD@HOST:5432/DATABASE"
@@ -33,12 +34,36 @@ def store_uri(given: str | None, folder: Path) -> str:
         )
     if scheme == "sqlite":
         path = Path(rest.removeprefix("/")).absolute()
+        refuse_network(path, "--folder" if given is None else "--store")
         _check_sqlite(path)
         return f"sqlite:///{path}"
     if scheme in ("postgres", "postgresql", "postgresql+psycopg2"):
         _check_postgresql(f"postgresql://{rest}")
         return f"postgresql+psycopg2://{rest}"  # SQLAlchemy 2.1 would look for psycopg (3)
     raise UserError(f"--store: expected {_ACCEPTED}; got {public(uri)!r}")
+
+
+def refuse_network(database: Path, option: str) -> None:
+    """Raise for an SQLite file where the locks that SQLite needs are not kept.
+
+    Args:
+        database: the file; need not be there.
+        option: of the command line that decides where it lies.
+
+    Raises:
+        UserError: it would lie on a network file system; says what to do.
+    """
+    if is_network(kind := filesystem(str(database.resolve()), mounts())):
+        local = "--folder" if option == "--folder" else "--store sqlite:////PATH or --folder"
+        way = (
+            ", or --no-auth"
+            if database.name == "auth.db"
+            else ", or --store postgresql://USER:PASSWORD@HOST:5432/DATABASE"
+        )
+        raise UserError(
+            f"the SQLite database {database} would lie on a network file system ({kind}), which "
+            f"does not keep the locks that it needs. Give a {local} on a disk of this machine{way}."
+        )
 
 
 def _check_sqlite(path: Path) -> None:

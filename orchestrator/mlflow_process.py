@@ -24,6 +24,7 @@ from orchestrator.signals import terminable
 START_SECONDS = 90.0
 """How long the server may take to answer: its imports alone take several seconds."""
 TRIED_PORTS = 50
+NO_PASSWORD = "No password: whoever reaches this port can change and delete everything."
 
 
 @contextlib.contextmanager

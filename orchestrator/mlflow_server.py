@@ -19,6 +19,7 @@ from orchestrator.mlflow_access import LockedError
 from orchestrator.mlflow_follow import Follower
 from orchestrator.mlflow_place import Place, local
 from orchestrator.mlflow_process import (
+    NO_PASSWORD,
     START_SECONDS,
     free_port,
     is_loopback,
@@ -67,6 +68,8 @@ def serve(store: Store, host: str = "127.0.0.1", port: int = 5000) -> None:
             here = f"{os.environ.get('USER', 'you')}@{os.environ['SSH_CONNECTION'].split()[2]}"
             print("This is a remote machine. On your own, first run:")
             print(f"  ssh -N -L {chosen}:{shown(host)}:{chosen} {here}", flush=True)
+        if not is_loopback(host):
+            print(NO_PASSWORD, file=sys.stderr)
         print("Ctrl-C ends it.", file=sys.stderr, flush=True)
         while (code := _ended(process, follower.pause)) is None:
             if problem := follower.look():

@@ -8,24 +8,38 @@
   secret_key       signs the forms of its web pages; likewise
   auth.ini auth.db  who may do what
   server.log       of the last start
+  .server.lock     held by the one server of the folder; says which
+
+Nobody but its owner can read any of it.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
+import json
 import os
 import re
 import secrets
+import shlex
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import TrackingError, UserError
-from orchestrator.mlflow_database import require, store_uri, writable_folder
-from orchestrator.mlflow_process import is_loopback, launched, own_names, port_problem, shown
+from orchestrator.mlflow_database import refuse_network, require, store_uri, writable_folder
+from orchestrator.mlflow_process import (
+    NO_PASSWORD,
+    is_loopback,
+    launched,
+    own_names,
+    port_problem,
+    shown,
+)
 
 ADMIN = "admin"
 _AUTH = """\
@@ -76,12 +90,21 @@ def run(service: Service) -> None:
         UserError: it cannot work as asked; nothing was started.
         TrackingError: the server does not start, or ended by itself; says why.
     """
+    problem = port_problem(service.host, service.port)
+    told = (
+        f"cannot listen on {service.host} at port {service.port}: {problem}. "
+        "Give another --port or --host."
+    )
+    if problem and not service.folder.expanduser().exists():
+        raise UserError(told)
     folder = writable_folder(service.folder, "--folder")
-    if problem := port_problem(service.host, service.port):
-        raise UserError(
-            f"cannot listen on {service.host} at port {service.port}: {problem}. "
-            "Give another --port or --host."
-        )
+    with _private(folder), _only_server(folder, service.port):
+        if problem:  # not by a server of this folder
+            raise UserError(told)
+        _serve(service, folder)
+
+
+def _serve(service: Service, folder: Path) -> None:
     uri = store_uri(service.store, folder)
     environment = {"MLFLOW_BACKEND_STORE_URI": uri}  # not in `ps`: a password may be in it
     options = ["--workers", str(service.workers), "--serve-artifacts"]
@@ -90,6 +113,7 @@ def run(service: Service) -> None:
     password = None
     if service.auth:
         require("flask_wtf", "mlflow[auth]", "asking for passwords")
+        refuse_network(folder / "auth.db", "--folder")
         password = _password(folder)
         options += ["--app-name", "basic-auth"]
         environment |= _auth_environment(folder, password)
@@ -120,10 +144,17 @@ def _introduce(service: Service, folder: Path, password: str | None) -> None:
     """On stdout what belongs into sweep file and shell, on stderr what it means."""
     host = shown(service.host)
     called = own_names()[0] if service.host in ("0.0.0.0", "::") else host
+    # A pattern is no name.
+    called = next((shown(name) for name in service.allow_hosts if "*" not in name), called)
     print(f"tracking: {{uri: http://{called}:{service.port}}}")
     notes = ["The first line belongs in the sweep file"]
     if password is None:
-        notes[0] += ". No password: whoever reaches this port can change and delete everything."
+        notes[0] += f". {NO_PASSWORD}"
+    elif _admitted(f"http://{host}:{service.port}", password) and not sys.stdout.isatty():
+        # A journal or a log keeps what is printed, and others may read it.
+        print(f". {shlex.quote(str(folder / 'credentials'))}")
+        notes[0] += ", the second in the shell that starts sweeps: it sets user name and password."
+        notes.append("A browser asks for both values; they stand in that file.")
     elif _admitted(f"http://{host}:{service.port}", password):
         print(f"export MLFLOW_TRACKING_USERNAME={ADMIN}")
         print(f"export MLFLOW_TRACKING_PASSWORD={password}")
@@ -145,6 +176,50 @@ def _introduce(service: Service, folder: Path, password: str | None) -> None:
 
 
 # --- its files --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _private(folder: Path) -> Iterator[None]:
+    """Whatever this process and the server write is for nobody else, also what is there already."""
+    before = os.umask(0o077)
+    try:
+        for name in ("mlflow.db", "auth.db", "server.log", "credentials", "secret_key", "auth.ini"):
+            with contextlib.suppress(OSError):  # not there, or another user's
+                (folder / name).chmod(0o600)
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
+def _only_server(folder: Path, port: int) -> Iterator[None]:
+    """Held by the one server of a folder: two would make the same tables and passwords.
+
+    Raises:
+        UserError: another one holds it; names its process and port.
+    """
+    path = folder / ".server.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}. Give another --folder.") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            who = "another process"
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                holder = json.loads(os.pread(descriptor, 512, 0))
+                who = f"process {holder['pid']}, at port {holder['port']}"
+            raise UserError(
+                f"the folder {folder} is in use by another `sweep server`: {who}. Use that one, "
+                "end it first, or give another --folder."
+            ) from error
+        holder = json.dumps({"pid": os.getpid(), "port": port}).encode().ljust(512)
+        os.pwrite(descriptor, holder, 0)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _artifacts(given: str | None, folder: Path) -> str:
@@ -171,7 +246,7 @@ def _password(folder: Path) -> str:
             "it back, or remove auth.db too: its users and permissions are then lost."
         )
     password = secrets.token_urlsafe(24)
-    _keep(path, _CREDENTIALS.format(path=path, user=ADMIN, password=password))
+    _keep(path, _CREDENTIALS.format(path=shlex.quote(str(path)), user=ADMIN, password=password))
     return password
 
 

@@ -91,7 +91,7 @@ def enter(
         answers = _ask(connection, sweep, shipment, message)
         problems += _problems(answers, sweep, shipment)
         if problems:
-            raise SweepError(f"--address {address}", problems)
+            raise SweepError(f"{sweep.source} on the cluster at {address}", problems)
         answers = node.answering(answers)
         placement = place(
             sweep.resources,

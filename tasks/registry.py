@@ -206,10 +206,10 @@ def _source(cls: type[Task]) -> tuple[str, Path, Path]:
         file = Path()
     if not file.is_file():
         raise TaskError(f"task {cls.__name__} has no source file to tell its versions apart by")
-    by_path = cls.__module__.startswith("spectral_sweeps_task_") or "." not in cls.__module__
-    if by_path:
+    module, is_package = cls.__module__, file.name == "__init__.py"
+    if module.startswith("spectral_sweeps_task_") or not (is_package or "." in module):
         return "", file, file.parent
-    return cls.__module__, file, file.parents[cls.__module__.count(".")]
+    return module, file, file.parents[module.count(".") + is_package]
 
 
 def _trees(module: str, path: Path, root: Path, *, packages: bool = False) -> dict[str, ast.Module]:

@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 
+from tests.services import missing
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--headless",
@@ -116,7 +118,7 @@ def chromium(folder: Path, headers: Mapping[str, str]) -> Iterator[Browser]:
     """
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        pytest.skip("no chromium: apt-get install chromium (tests/install_services.sh does)")
+        missing("no chromium: apt-get install chromium (tests/install_services.sh does)")
     profile = folder / "profile"
     with (folder / "chromium.log").open("wb") as log:
         process = subprocess.Popen(

@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from tests.services import missing
+
 PASSWORD = "not-a-secret:/@"  # of the superuser; in a URI some of these must be escaped
 
 
@@ -87,7 +89,7 @@ def find_binaries() -> Path | None:
 def postgres() -> Iterator[Postgres]:
     binaries = find_binaries()
     if binaries is None:
-        pytest.skip("no PostgreSQL: apt-get install postgresql (tests/install_services.sh does)")
+        missing("no PostgreSQL: apt-get install postgresql (tests/install_services.sh does)")
     pytest.importorskip("psycopg2", reason="no psycopg2: pip install psycopg2-binary")
     person: dict[str, Any] = {}
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root

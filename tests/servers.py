@@ -25,7 +25,7 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Started:
-    """A server, what it printed on stdout, and where it listens."""
+    """A server, what it printed on stdout, which is no terminal, and where it listens."""
 
     process: subprocess.Popen[str]
     printed: list[str]
@@ -94,13 +94,12 @@ def sweep_server(folder: Path, *options: str, auth: bool = True) -> Iterator[Sta
         )
         try:
             assert process.stdout is not None
-            printed = [process.stdout.readline() for _ in range(3 if auth else 1)]
+            printed = [process.stdout.readline() for _ in range(2 if auth else 1)]
             err.seek(0)
             assert printed[0].startswith("tracking: "), err.read()
-            user, password = (line.partition("=")[2].strip() for line in printed[1:] or ("", ""))
-            uri = re.fullmatch(r"tracking: \{uri: (http://[^}]+)\}\n", printed[0])
-            assert uri is not None
-            yield Started(process, printed, uri[1], user, password)
+            kept = (folder / "credentials").read_text() if auth else ""
+            user, password = re.findall(r"^export \w+=(.*)$", kept, re.M) or ("", "")
+            yield Started(process, printed, f"http://127.0.0.1:{port}", user, password)
         finally:
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=60)

@@ -173,7 +173,7 @@ def test_mlflow_is_where_the_sweep_file_says() -> None:
     words = shlex.split(service.partition("/bin/sweep ")[2])
     assert words[0] == "server"
     assert words[words.index("--port") + 1] == "5000"
-    assert "--allow-host" in words
+    assert "--host" not in words  # the drivers are on the head; everybody else comes through SSH
     assert 'tracking: {uri: "http://127.0.0.1:5000"}' in text
 
 
@@ -364,6 +364,7 @@ def test_the_manifest_is_a_ray_cluster_that_grows_from_nothing() -> None:
 
     assert list(objects) == [
         "PersistentVolumeClaim/sweeps",
+        "PersistentVolumeClaim/mlflow",
         "RayCluster/spectral-sweeps",
         "Deployment/mlflow",
         "Service/mlflow",
@@ -408,7 +409,9 @@ def test_the_manifest_has_the_ports_and_the_token_of_the_cluster_file() -> None:
             "RAY_AUTH_MODE",
             "RAY_AUTH_TOKEN",
         }
-    create = "kubectl create secret generic ray-token --from-literal=auth_token="
+    create = (
+        "kubectl create secret generic ray-token --from-file=auth_token=$HOME/.ray/auth_token\n"
+    )
     for path in (MANIFEST, ROOT / "docs" / "cluster.md"):
         assert create in path.read_text(encoding="utf-8"), path
 
@@ -426,6 +429,19 @@ def test_every_pod_of_the_cluster_sees_the_results() -> None:
     for volumes, mounts in seen.values():
         assert volumes == [{"name": "sweeps", "persistentVolumeClaim": {"claimName": "sweeps"}}]
         assert mounts == [{"name": "sweeps", "mountPath": "/shared"}]
+
+
+def test_mlflow_keeps_its_files_and_no_pod_gets_its_variables() -> None:
+    """Its folder is on the claim. A service named mlflow would set MLFLOW_PORT in every pod."""
+    [container] = pods()["mlflow"]["containers"]
+    args = container["args"]
+    [mount] = container["volumeMounts"]
+
+    assert mount == {"name": "mlflow", "mountPath": args[args.index("--folder") + 1]}
+    assert pods()["mlflow"]["volumes"] == [
+        {"name": "mlflow", "persistentVolumeClaim": {"claimName": "mlflow"}}
+    ]
+    assert [pod["enableServiceLinks"] for pod in pods().values()] == [False] * 3
 
 
 def test_mlflow_answers_to_the_name_of_its_service() -> None:

@@ -144,7 +144,9 @@ def test_a_job_at_its_time_limit_continues_when_it_is_requeued(tmp_path: Path) -
     assert slurm.called("scontrol") == requeued
     assert max(sandbox.start_steps()) > 0
     assert sandbox.tables() == undisturbed.tables()
-    assert not Path(f"/tmp/ray-{slurm.job}").exists()
+    made = re.findall(r"mkdir -m 700 (\S+)", (slurm.calls / "srun").read_text())
+    assert [path.rpartition("-")[0] for path in made] == [f"/tmp/ray-{slurm.job}"] * 2
+    assert not list(Path("/tmp").glob(f"ray-{slurm.job}*"))
 
 
 def test_the_page_quotes_the_script() -> None:

@@ -34,9 +34,12 @@ class _Dashboard(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         status, body = self.server.answer  # type: ignore[attr-defined]
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
         if (given := self.headers.get("Authorization")) != "Bearer right" and status == 200:
             status, body = (401 if given is None else 403), b""
         self.send_response(status)
+        if status == 302:
+            self.send_header("Location", body.decode())
         self.end_headers()
         self.wfile.write(body)
 
@@ -48,6 +51,7 @@ class _Dashboard(http.server.BaseHTTPRequestHandler):
 def server() -> Iterator[http.server.HTTPServer]:
     with http.server.HTTPServer(("127.0.0.1", 0), _Dashboard) as found:
         found.answer = (200, json.dumps({"ray_version": "2.60.0"}).encode())  # type: ignore[attr-defined]
+        found.asked = []  # type: ignore[attr-defined]
         thread = threading.Thread(target=found.serve_forever)
         thread.start()
         yield found
@@ -59,7 +63,7 @@ def url(server: http.server.HTTPServer) -> str:
     return f"http://127.0.0.1:{server.server_port}"
 
 
-def refusal(address: str, seconds: float = 15.0) -> str:
+def refusal(address: str, seconds: float = 6.0) -> str:
     with pytest.raises(UserError) as caught:
         probe(address, "2.60.0", seconds)
     assert caught.value.exit_code == 2
@@ -92,22 +96,27 @@ def test_a_missing_address_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("given", "host"),
+    ("given", "meant"),
     [
-        ("ray://head:10001", "head"),
-        ("head:6379", "head"),
-        ("auto", "HOST"),
-        ("http://", "HOST"),
-        ("http://head:dashboard", "head"),
+        ("ray://head:10001", "head:8265"),
+        ("ray://head:28265", "head:8265"),
+        ("head", "head:8265"),
+        ("head:6379", "head:8265"),
+        ("head:10001", "head:8265"),
+        ("head:28265", "head:28265"),
+        ("[::1]:28265/", "[::1]:28265"),
+        ("auto", "HOST:8265"),
+        ("http://", "HOST:8265"),
+        ("http://head:dashboard", "head:8265"),
     ],
 )
-def test_an_address_of_another_kind_is_refused_with_the_right_form(given: str, host: str) -> None:
-    """`submit` speaks to the dashboard; the other forms belong to `sweep run`."""
+def test_an_address_of_another_kind_is_refused_with_the_right_form(given: str, meant: str) -> None:
+    """`submit` speaks to the dashboard; a port is kept where only the scheme was forgotten."""
     with pytest.raises(UserError) as caught:
         address_of(given)
 
     assert str(caught.value) == (
-        f"--address {given}: this command talks to the dashboard of a cluster: http://{host}:8265. "
+        f"--address {given}: this command talks to the dashboard of a cluster: http://{meant}. "
         "To run the driver here and the trials there, use `sweep run FILE --address "
         "ray://HOST:10001`"
     )
@@ -180,13 +189,69 @@ def test_a_closed_port_is_refused() -> None:
 
 
 def test_an_address_that_swallows_connections_is_given_up() -> None:
-    """The limit holds although the connection is made; by default it is 15 s."""
+    """The limit holds although the connection is made; by default it is 6 s."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
 
         assert refusal(address, 0.5) == (
             f"{address} cannot be reached: no answer within 0.5 s. {HELP}"
         )
+
+
+def test_an_address_that_answers_in_drops_is_given_up() -> None:
+    """Each packet comes in time; the limit is for all of them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        done = threading.Event()
+
+        def trickle() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX-Drops: ")
+                while not done.wait(0.05):
+                    connection.sendall(b".")
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        said = refusal(address, 0.5)
+        done.set()
+        thread.join()
+
+    assert said == f"{address} cannot be reached: no answer within 0.5 s. {HELP}"
+
+
+def test_a_redirect_is_not_followed(
+    server: http.server.HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token is for the address that was given, and for no other."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+    server.answer = (302, b"/elsewhere")  # type: ignore[attr-defined]
+
+    assert refusal(url(server)) == (
+        f"{url(server)} is a web server, but not Ray's dashboard (it answers 302 to /api/version). "
+        "The dashboard's port is 8265 unless `ray start --dashboard-port` says otherwise"
+    )
+    assert server.asked == ["/api/version"]  # type: ignore[attr-defined]
+
+
+def test_https_where_http_is_spoken_is_refused_with_the_right_scheme() -> None:
+    """OpenSSL's own words differ from version to version and name no way out."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        place = f"127.0.0.1:{listener.getsockname()[1]}"
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        said = refusal(f"https://{place}")
+        thread.join()
+
+    assert said == f"https://{place} speaks http, not https: give http://{place}"
 
 
 def test_a_port_that_speaks_another_protocol_is_refused() -> None:

@@ -832,7 +832,7 @@ def test_a_cluster_is_examined_node_by_node(home: Path) -> None:
     assert left == []
     assert launch.returncode == 2, launch.stderr
     assert launch.stderr == (
-        f"error: --address {ray.gcs}: 4 problems\n"
+        f"error: tiny.yaml on the cluster at {ray.gcs}: 4 problems\n"
         f"  {tracking}\n"
         f"  numpy: {here['numpy']} here, 2.0.0 on {second}\n"
         f"  {home}/results/tiny is not the same folder on every node: what this machine writes "

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator import checkpoints
+from orchestrator import checkpoints, mlflow_access
+from orchestrator.job import for_the_head
 from orchestrator.store import Store
 from tests.clusters import Cluster, cluster, links, wait_until
 from tests.orchestrator.test_resume import SWEEP, Sandbox
@@ -219,7 +220,7 @@ def test_cancel_stops_at_checkpoints(long: tuple[Submitter, str]) -> None:
     assert (follower.returncode, problems) == (0, "")
     assert log.endswith(
         "long: 4 trials\n"
-        "stopping: running trials are writing checkpoints (Ctrl-C again ends them now)\n"
+        "stopping: running trials are writing checkpoints\n"
         f"stopped. To resume: sweep submit toy.yaml {at}\n"
     )
     root = there.folder / "results" / "long"
@@ -260,7 +261,7 @@ def test_credentials_go_along_unless_told_otherwise(
     options = ["--no-credentials"] if keep else []
     done = there.on_cluster("submit", "toy.yaml", "--no-wait", *options)
 
-    said = done.stderr.splitlines()[0]
+    said = done.stderr.splitlines()[2]  # it is packed, and sent
     env_vars = there.job(job_of(done))["runtime_env"]["env_vars"]
     assert there.finish(job_of(done)) == "FAILED"  # no server answers there
     names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -269,10 +270,23 @@ def test_credentials_go_along_unless_told_otherwise(
         assert not [name for name in env_vars if name.startswith("MLFLOW")]
     else:
         assert said == (
-            f"{names} go along: whoever may see the job in Ray can read them (--no-credentials)"
+            f"{names} go along: whoever may see the job in Ray, or read its logs on the head, can "
+            "read them (--no-credentials)"
         )
         assert env_vars["MLFLOW_TRACKING_PASSWORD"] == "secret"
     assert there.job(job_of(done))["driver_exit_code"] == 2
+
+
+def test_in_a_job_a_refusal_names_the_head() -> None:
+    """The driver runs there, so that is where credentials are looked for."""
+    said = str(mlflow_access.explain("http://runs:5000", OSError("error code 401")))
+
+    assert for_the_head(said) == (
+        "the MLflow server at http://runs:5000 wants a user name and a password: set "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment of `ray start` "
+        "on the head, or write both to ~/.mlflow/credentials there. `sweep server` says where both "
+        "are when it starts."
+    )
 
 
 def test_bad_addresses_end_with_exit_code_2(ray: Cluster, tmp_path: Path) -> None:

@@ -285,7 +285,10 @@ tracking: none
 
 @pytest.mark.slow
 def test_the_ui_follows_a_sweep_that_is_not_tracked(tmp_path: Path) -> None:
-    """A run is there while its trial trains and finished after it; a SIGKILL leaves nothing."""
+    """A run is there while its trial trains and finished after it; a SIGKILL leaves nothing.
+
+    Where other machines can reach it, it says what they can do.
+    """
     from mlflow import MlflowClient
 
     port = free_port()
@@ -300,8 +303,9 @@ def test_the_ui_follows_a_sweep_that_is_not_tracked(tmp_path: Path) -> None:
         root = tmp_path / "s" / "results" / "toy"
         until(lambda: list(root.glob("scalars/*.arrow")))
         ui = subprocess.Popen(
-            [SWEEP, "ui", str(root), "--port", str(port)],
+            [SWEEP, "ui", str(root), "--host", "0.0.0.0", "--port", str(port)],
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             env=clean_environment(),
         )
@@ -316,8 +320,9 @@ def test_the_ui_follows_a_sweep_that_is_not_tracked(tmp_path: Path) -> None:
             below = descendants(ui.pid)
         finally:
             ui.send_signal(signal.SIGKILL)
-            ui.communicate(timeout=60)
+            told = ui.communicate(timeout=60)[1]
 
+    assert "\nNo password: whoever reaches this port can change and delete everything.\n" in told
     assert said[0].startswith(f"runs:   {uri}/#/experiments/1/runs?")
     assert still_running
     assert len(below) >= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import subprocess
@@ -72,20 +73,57 @@ def ask(server: Started, **headers: str) -> int:
 
 
 def test_a_server_prints_what_sweep_file_and_shell_need(server: Started) -> None:
-    """And keeps the password where only its owner can read it."""
+    """By the name that was given first; the password is in a file that only its owner can read.
+
+    Its stdout is no terminal: a journal would keep the password.
+    """
     kept = folder_of(server) / "credentials"
+    port = server.uri.rpartition(":")[2]
+    shell = f". {kept} && echo $MLFLOW_TRACKING_USERNAME $MLFLOW_TRACKING_PASSWORD"
 
     assert server.printed == [
-        f"tracking: {{uri: {server.uri}}}\n",
-        "export MLFLOW_TRACKING_USERNAME=admin\n",
-        f"export MLFLOW_TRACKING_PASSWORD={server.password}\n",
+        f"tracking: {{uri: http://mlflow.example:{port}}}\n",
+        f". {kept}\n",
     ]
+    assert server.user == "admin"
     assert len(server.password) >= 32
-    assert kept.read_text().splitlines()[1:] == [line.strip() for line in server.printed[1:]]
-    for name in ("credentials", "secret_key", "auth.ini"):
-        assert (folder_of(server) / name).stat().st_mode & 0o777 == 0o600
+    told = subprocess.run(["sh", "-c", shell], capture_output=True, text=True)
+    assert told.stdout == f"admin {server.password}\n"
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            assert server.password.encode() not in path.read_bytes()
+    for path in folder_of(server).iterdir():
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert {"auth.db", "mlflow.db", "server.log"} <= {p.name for p in folder_of(server).iterdir()}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         assert server.password.encode() not in path.read_bytes()
+
+
+def test_a_terminal_is_shown_the_password(
+    server: Started, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    port = int(server.uri.rpartition(":")[2])
+
+    mlflow_service._introduce(Service(Path(), port=port), folder_of(server), server.password)
+
+    assert capsys.readouterr().out == (
+        f"tracking: {{uri: {server.uri}}}\n"
+        "export MLFLOW_TRACKING_USERNAME=admin\n"
+        f"export MLFLOW_TRACKING_PASSWORD={server.password}\n"
+    )
+
+
+def test_a_second_server_on_a_folder_is_refused(server: Started) -> None:
+    """At any port, that of the first one too."""
+    port = int(server.uri.rpartition(":")[2])
+
+    for other in (port, free_port()):
+        assert refused(Service(folder_of(server), port=other)) == (
+            f"the folder {folder_of(server)} is in use by another `sweep server`: process "
+            f"{server.process.pid}, at port {port}. Use that one, end it first, or give another "
+            "--folder."
+        )
 
 
 @pytest.mark.usefixtures("credentials")
@@ -114,7 +152,7 @@ def test_a_missing_password_is_asked_for(server: Started) -> None:
     assert str(caught.value) == (
         f"the MLflow server at {server.uri} wants a user name and a password: set "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the sweep is started. "
-        "`sweep server` prints both when it starts."
+        "`sweep server` says where both are when it starts."
     )
 
 
@@ -128,7 +166,7 @@ def test_a_wrong_password_is_refused(server: Started, monkeypatch: pytest.Monkey
     assert str(caught.value) == (
         f"the MLflow server at {server.uri} does not accept this user name or password: check "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN). "
-        "`sweep server` prints the right ones when it starts."
+        "`sweep server` says where the right ones are when it starts."
     )
 
 
@@ -250,6 +288,21 @@ def test_the_password_is_made_once(tmp_path: Path) -> None:
     assert re.fullmatch(r"[\w-]{32}", first)
 
 
+def test_what_was_readable_by_others_is_not_any_more(tmp_path: Path) -> None:
+    """A folder of an earlier version; and only while the server runs are new files private."""
+    for name in ("mlflow.db", "auth.db", "server.log"):
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(0o644)
+
+    with mlflow_service._private(tmp_path):
+        (tmp_path / "during").touch()
+    (tmp_path / "after").touch()
+
+    modes = {path.name: path.stat().st_mode & 0o077 for path in tmp_path.iterdir()}
+    assert modes.pop("after") != 0
+    assert modes == dict.fromkeys(("mlflow.db", "auth.db", "server.log", "during"), 0)
+
+
 def test_a_password_that_was_lost_is_told(tmp_path: Path) -> None:
     (tmp_path / "auth.db").touch()
 
@@ -284,6 +337,7 @@ def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
         )
 
     assert (done.returncode, done.stdout) == (2, "")
+    assert not (tmp_path / "s").exists()
     assert done.stderr == (
         f"error: cannot listen on 127.0.0.1 at port {port}: Address already in use. Give another "
         "--port or --host.\n"
@@ -298,6 +352,26 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert told == (
         f"cannot write to the folder {tmp_path}/file/server: Not a directory. Give another "
         "--folder."
+    )
+
+
+def test_sqlite_on_a_network_file_system_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database of users and passwords too, which PostgreSQL does not replace."""
+    monkeypatch.setattr(mlflow_database, "filesystem", lambda path, mounts: "nfs4")
+
+    assert refused(Service(tmp_path, port=free_port())) == (
+        f"the SQLite database {tmp_path}/mlflow.db would lie on a network file system (nfs4), "
+        "which does not keep the locks that it needs. Give a --folder on a disk of this machine, "
+        "or --store postgresql://USER:PASSWORD@HOST:5432/DATABASE."
+    )
+    with pytest.raises(UserError) as caught:
+        mlflow_database.refuse_network(tmp_path / "auth.db", "--folder")
+    assert str(caught.value) == (
+        f"the SQLite database {tmp_path}/auth.db would lie on a network file system (nfs4), which "
+        "does not keep the locks that it needs. Give a --folder on a disk of this machine, or "
+        "--no-auth."
     )
 
 

@@ -276,6 +276,39 @@ def test_an_installed_task_package_is_copied(
     assert not {"copied-helper", "copied-tasks", "spectral-sweeps"} & dict(shipped.driver).keys()
 
 
+def test_a_package_whose_task_is_in_its_init_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the modules that it imports, and with the same hash there as here."""
+    source = make_project(tmp_path / "source", "initial_tasks", task="initial")
+    package = source / "initial_tasks"
+    (package / "task.py").rename(package / "model.py")
+    (package / "__init__.py").write_text(
+        "from .model import Foreign\n\n\nclass Initial(Foreign):\n    name = 'initial'\n"
+    )
+    project = source / "pyproject.toml"
+    project.write_text(
+        project.read_text().replace("initial_tasks.task:Foreign", "initial_tasks:Initial")
+    )
+    import_from(install(source, tmp_path / "site"), monkeypatch)
+    sweep = sweep_of("initial", tmp_path)
+
+    shipped = ship(sweep, tmp_path / "image")
+
+    assert {"initial_tasks/__init__.py", "initial_tasks/model.py"} <= contents(
+        shipped.folder
+    ).keys()
+    code = "import tasks; print(tasks.source_hash(tasks.resolve('initial')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=shipped.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == tasks.source_hash(sweep.task_class)
+
+
 @pytest.fixture
 def editable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The source folder of a task package that is installed editable, as `pip install -e` does."""
@@ -320,6 +353,33 @@ def test_a_package_that_does_not_build_is_refused_with_pips_words(
     assert said[-1] == (
         f"    Correct it until this works: {sys.executable} -m pip wheel --no-deps {editable}"
     )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (
+            "[project]",
+            "[project",
+            "TOMLDecodeError: Expected ']' at the end of a table declaration",
+        ),
+        ("setuptools.build_meta", "no_such_backend", "No module named 'no_such_backend'"),
+        ('version = "1.2"', "version = 3", "ValueError: invalid pyproject.toml config"),
+    ],
+)
+def test_a_broken_pyproject_is_refused_without_a_traceback(
+    editable: Path, tmp_path: Path, old: str, new: str, why: str
+) -> None:
+    """What was raised, and neither pip's own code nor the build tool's."""
+    sweep = sweep_of("edited", tmp_path)
+    project = editable / "pyproject.toml"
+    project.write_text(project.read_text().replace(old, new))
+
+    said = refusal(sweep, tmp_path / "image").splitlines()
+
+    assert why in said[2]
+    assert not [line for line in said if "Traceback" in line or 'File "' in line]
+    assert len(said) <= 5
 
 
 def test_a_package_that_leaves_out_its_task_is_refused(editable: Path, tmp_path: Path) -> None:

@@ -681,7 +681,7 @@ REFUSALS = [
         "You are not authenticated. Please see https://www.mlflow.org",
         "the MLflow server at {uri} wants a user name and a password: set "
         "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the sweep is started. "
-        "`sweep server` prints both when it starts.",
+        "`sweep server` says where both are when it starts.",
     ),
     (
         403,
@@ -694,7 +694,7 @@ REFUSALS = [
         "Invalid Host header - possible DNS rebinding attack detected",
         "the MLflow server at {uri} refuses the host name it is called by (its guard against DNS "
         "rebinding). Start it with `sweep server --allow-host 127.0.0.1` (of `mlflow server` "
-        'itself: --allowed-hosts "{host}"), or use its IP address.',
+        'itself: --allowed-hosts "{host}").',
     ),
     (
         404,
@@ -736,6 +736,9 @@ def test_a_server_that_refuses_is_explained(status: int, body: str, message: str
 
 def test_credentials_are_never_shown() -> None:
     assert public("https://ada:secret@example.org:5000/x") == "https://***@example.org:5000/x"
+    assert public("postgresql://db/runs?user=ada&password=secret&sslmode=require") == (
+        "postgresql://db/runs?user=ada&password=***&sslmode=require"
+    )
     assert public("sqlite:////a@b/mlflow.db") == "sqlite:////a@b/mlflow.db"
 
 

@@ -1,12 +1,13 @@
 """Finding a task by name, entry point or file, and telling versions of its source apart."""
 
+import importlib
 import importlib.metadata
 import sys
 import textwrap
 
 import pytest
 
-from tasks import REGISTRY, Task, TaskError, available, resolve, source_hash
+from tasks import REGISTRY, Task, TaskError, available, resolve, source_files, source_hash
 from tasks.modular_addition import ModularAddition
 from tests.tasks.toys import Line
 
@@ -231,6 +232,38 @@ def test_the_source_hash_of_our_own_task_covers_our_own_modules(tmp_path, monkey
 
     assert len(set(hashes)) == 3
     assert source_hash(ModularAddition) != source_hash(Line)
+
+
+@pytest.mark.parametrize(("where", "module"), [("rooted", "rooted"), ("rooted/sub", "rooted.sub")])
+def test_a_task_in_the_init_of_a_package_follows_the_package(
+    tmp_path, monkeypatch, write, where, module
+):
+    """It is the package's own module: what it imports lies in the package, not beside it."""
+    write("", "rooted/__init__.py")
+    write("", "rooted/sub/__init__.py")
+    write("A = 1\n", "rooted/model.py")
+    write("B = 1\n", f"{where}/near.py")
+    write("C = 1\n", "beside.py")
+    text = "\nfrom rooted import model\nfrom .near import B\nimport beside\n"
+    write(COMPLETE + text, f"{where}/__init__.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = importlib.import_module(module).Mine
+
+    root, files = source_files(task)
+    hashes = [source_hash(task)]
+    for name in ("beside.py", "rooted/model.py", f"{where}/near.py"):
+        write("CHANGED = 2\n", name)
+        hashes.append(source_hash(task))
+
+    assert root == tmp_path
+    assert {file.relative_to(root).as_posix() for file in files} == {
+        "rooted/__init__.py",
+        f"{where}/__init__.py",
+        "rooted/model.py",
+        f"{where}/near.py",
+    }
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
 
 
 def test_a_class_without_a_source_file_has_no_source_hash():
