@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import logging
 import math
@@ -50,7 +49,6 @@ class Connection:
         self.address = address
         self.embedded = folder is not None
         self._folder = folder
-        self._abandoned = False
         self._alive: dict[str, tuple[float, bool]] = {}  # node -> when it was asked, and what of it
 
     def nodes(self) -> list[NodeInfo]:
@@ -135,15 +133,9 @@ class Connection:
                 answers.append(facts | {"sent": sent, "received": time.time()})
         return sorted(answers, key=lambda facts: (facts["host"], facts["node_id"]))
 
-    def abandon(self) -> None:
-        """The cluster is gone: leave without taking leave, for which Ray would wait for minutes."""
-        self._abandoned = True
-        atexit.unregister(ray.shutdown)
-
     def close(self) -> None:
         """Leave the cluster; end it, if it is our own."""
-        if not self._abandoned:
-            ray.shutdown()
+        ray.shutdown()
         if self._folder is not None:
             self._folder.cleanup()
 

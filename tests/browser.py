@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.services import missing
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
