@@ -192,3 +192,39 @@ def test_what_differs_between_the_nodes_is_refused_all_at_once(ray: Cluster, fol
     assert lines[1].startswith("  ray: 2.59.0 here, 2.60.0 on ")
     assert lines[2].startswith("  torch: 2.12.1 here, 2.13.0 on ")
     assert not (folder / "results").exists()
+
+
+OLDER = """
+import ray, sys
+ray.__version__ = "2.59.0"  # what the cluster is told, and compares
+sys.argv[0] = "sweep"
+from orchestrator import cli
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("kind", ["client", "gcs"])
+def test_another_version_of_ray_is_named_on_both_sides(
+    ray: Cluster, folder: Path, kind: str
+) -> None:
+    """Ray's own words have both versions; ours say what to do."""
+    address = getattr(ray, kind)
+    done = subprocess.run(
+        [sys.executable, "-c", OLDER, "run", "toy.yaml", "--address", address],
+        cwd=folder,
+        env={**os.environ, **ray.credentials},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+    said = refusal(done)
+    assert said.startswith(
+        f"--address {address}: Ray or Python is of another version there than here: "
+    )
+    assert "2.59.0" in said
+    assert "2.60.0" in said
+    assert said.endswith(
+        "Install the cluster's Ray version here (pip install 'ray[default]==...') under the same "
+        "minor version of Python, or the other way round."
+    )
