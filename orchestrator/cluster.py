@@ -189,6 +189,7 @@ class RayPool:
                 if reference is not None:
                     waiting[reference] = slot
         if not waiting:
+            time.sleep(timeout)  # the next worker is started later, see `_count_stillborn`
             return []
         ray.wait(list(waiting), num_returns=1, timeout=timeout)
         found = []
