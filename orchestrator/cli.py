@@ -21,7 +21,19 @@ import typer
 from orchestrator import commands_cluster, commands_tracking
 from orchestrator.environment import DETERMINISM
 from orchestrator.errors import SpectralSweepsError, SweepError, UserError
-from orchestrator.options import File, Json, Set, Target, err, out, print_json
+from orchestrator.options import (
+    File,
+    Json,
+    Keep,
+    Rerun,
+    Retry,
+    Set,
+    Target,
+    check_retry,
+    err,
+    out,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from orchestrator.driver import Options
@@ -82,19 +94,9 @@ def run(
         str | None,
         typer.Option(metavar="TRIAL", help="A trial id, or weight_decay=1.0,seed=0."),
     ] = None,
-    retry: Annotated[
-        str | None, typer.Option(metavar="failed", help="Run failed trials again.")
-    ] = None,
-    rerun: Annotated[
-        str | None,
-        typer.Option(
-            metavar="changed|TRIAL",
-            help="Run trials again: those whose task's code has changed, or those named.",
-        ),
-    ] = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Keep results although the task's code has changed.")
-    ] = False,
+    retry: Retry = None,
+    rerun: Rerun = None,
+    keep: Keep = False,
     in_process: Annotated[
         bool,
         typer.Option("--in-process", help="No Ray: one trial after another, debugger works."),
@@ -114,8 +116,7 @@ def run(
     from orchestrator import loading
     from orchestrator.driver import Options
 
-    if retry not in (None, "failed"):
-        raise SweepError("--retry", [f"expected 'failed', got {retry!r}"])
+    check_retry(retry)
     if address is not None and in_process:
         raise SweepError("--address", ["it contradicts --in-process; give one of them"])
     sweep = loading.load_sweep(file, set_ or ())

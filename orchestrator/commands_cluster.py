@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.errors import ClusterError, Problem, SweepError, UserError
-from orchestrator.options import File, Json, Set, Target, err, out, print_json
+from orchestrator.options import (
+    File,
+    Json,
+    Keep,
+    Rerun,
+    Retry,
+    Set,
+    Target,
+    check_retry,
+    err,
+    out,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from orchestrator.jobs import Job, Jobs
@@ -32,19 +44,9 @@ def submit(
     file: File,
     set_: Set = None,
     address: Address = None,
-    retry: Annotated[
-        str | None, typer.Option(metavar="failed", help="Run failed trials again.")
-    ] = None,
-    rerun: Annotated[
-        str | None,
-        typer.Option(
-            metavar="changed|TRIAL",
-            help="Run trials again: those whose task's code has changed, or those named.",
-        ),
-    ] = None,
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Keep results although the task's code has changed.")
-    ] = False,
+    retry: Retry = None,
+    rerun: Rerun = None,
+    keep: Keep = False,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Do not wait until trials are launched.")
     ] = False,
@@ -56,8 +58,7 @@ def submit(
     from orchestrator import loading
     from orchestrator.staging import sweep_words
 
-    if retry not in (None, "failed"):
-        raise SweepError("--retry", [f"expected 'failed', got {retry!r}"])
+    check_retry(retry)
     sweep = loading.load_sweep(file, set_ or ())
     if rerun not in (None, "changed"):
         sweep.select(rerun)

@@ -158,7 +158,8 @@ def _cluster(address: str, subject: _Subject | None) -> Iterator[Finding]:
     nodes = answering(asked)
     for facts in asked:
         if "silent" in facts:
-            fix = "Look at /tmp/ray/session_latest/logs there, and start Ray on it again."
+            fix = "Look at Ray's logs there (`session_latest/logs` in its temporary folder), and "
+            fix += "start Ray on it again."
             yield Finding("problem", "nodes", f"no answer: {facts['silent']}", fix, where(facts))
     yield Finding("ok", "nodes", f"{len(nodes)} of {len(asked)} at {address} answer")
     yield from _guarded()

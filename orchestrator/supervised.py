@@ -51,7 +51,8 @@ def run(drive: Callable[[], int], gone: Callable[[], None]) -> int:
 
 
 def _end_with(parent: int) -> None:
-    """Be told to stop, should the parent be killed."""
+    """Be told to stop by the parent alone, and should it be killed."""
+    os.setpgid(0, 0)  # a terminal's Ctrl-C would reach us twice: from it, and passed on
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
@@ -59,6 +60,6 @@ def _end_with(parent: int) -> None:
 
 
 def _pass_on(child: int) -> None:
-    """Ctrl-C reaches the child by itself, SIGTERM does not."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+    """Send on what asks us to stop, from a terminal or from another process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: os.kill(child, received))

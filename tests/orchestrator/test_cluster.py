@@ -351,14 +351,16 @@ def test_a_driver_whose_node_dies_says_so(sandbox: Sandbox, cluster: Cluster) ->
     )
 
 
-def test_sigterm_before_the_first_trial_ends_in_order_too(
-    sandbox: Sandbox, cluster: Cluster
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_before_the_first_trial_ends_in_order_too(
+    sandbox: Sandbox, cluster: Cluster, number: signal.Signals
 ) -> None:
-    """Ray's own handler would end the process with 15; a batch system looks for 130."""
+    """While the nodes are asked Ray's own handler would exit with 15; batch systems want 130."""
     running = start(sandbox, "run", "toy.yaml", "--address", cluster.address)
-    eventually(lambda: (sandbox.root / "epochs").exists(), "the driver has claimed the store")
-    running.send_signal(signal.SIGTERM)
+    eventually(lambda: any(sandbox.root.glob(".node-*")), "the nodes are being asked")
+    running.send_signal(number)
     _, said = running.communicate(timeout=PATIENCE)
 
     assert running.returncode == 130, said
     assert f"stopped. To resume: sweep run toy.yaml --address {cluster.address}\n" in said
+    assert not sandbox.root.exists()  # nothing was launched, and no marker is left
