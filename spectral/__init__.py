@@ -4,10 +4,10 @@ Imports torch, numpy and scipy only. Every function is pure: no tensor, gradient
 caller is modified.
 """
 
+from spectral.bounded import Bounded
 from spectral.decompose import EFFECTIVE_RANK_TOLERANCE, Decomposition, decompose
 from spectral.metrics import MEASUREMENTS, METRICS, QUANTITIES, Metric
 from spectral.ranks import (
-    Bounded,
     effective_rank,
     effective_ranks,
     frobenius_norm,
@@ -15,14 +15,14 @@ from spectral.ranks import (
     spectral_norm,
     stable_rank,
 )
+from spectral.rows import ScalarRow, SpectrumRow
 from spectral.snapshot import (
     COLLAPSED_BELOW,
-    ScalarRow,
     Snapshot,
     SnapshotState,
-    SpectrumRow,
     take_snapshot,
 )
+from spectral.vectors import SingularVectors
 from spectral.views import Coupling, CouplingEnd, MatrixView, discover
 
 # Part of every trial's identity: raised whenever a measured number changes.
@@ -43,6 +43,7 @@ __all__ = [  # noqa: RUF022
     "Metric",
     "QUANTITIES",
     "ScalarRow",
+    "SingularVectors",
     "Snapshot",
     "SnapshotState",
     "SpectrumRow",

@@ -22,8 +22,10 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from spectral.bounded import Bounded
 from spectral.entropy import UNIT_ROUNDOFF, Array, effective_rank_range
 from spectral.gram import scaled_grams, singular_values_from, summation_error
+from spectral.vectors import SingularVectors
 
 # Largest half width of the effective rank, relative to it, that the Gram may leave behind.
 EFFECTIVE_RANK_TOLERANCE = 1e-5
@@ -42,6 +44,21 @@ _LINALG_ERRORS: tuple[type[Exception], ...] = (
 
 
 @dataclass(frozen=True)
+class Tail:
+    """Sums over the singular values of W / scale that were not computed one by one.
+
+    Attributes:
+        total: of sigma_i.
+        weighted: of sigma_i ln sigma_i.
+        method: how they were estimated; their intervals are statistical, at 99 % confidence.
+    """
+
+    total: Bounded
+    weighted: Bounded
+    method: str
+
+
+@dataclass(frozen=True)
 class Decomposition:
     """The singular values of one matrix W and what is known of their error.
 
@@ -56,6 +73,12 @@ class Decomposition:
         flag: ``zero``; ``diverged`` (an entry is not finite: values and bounds are NaN);
             ``ill_posed`` (finite, but every solver failed: values and bounds are NaN);
             ``collapsed`` (max|W| is below the smallest normal number of W's dtype); or None.
+        precision: distance from 1 to the next number of W's dtype, 2^-23 for float32.
+        vectors: the leading singular vectors, if they were asked for and a solver found them.
+        basis: shape (R, R), float64, on W's device: all singular vectors of the shorter side as
+            columns (left ones if m <= n), if they were asked for.
+        tail: what is known of the singular values beyond `unit_values`, where those are fewer than
+            R (R above 2048); None where they are all.
     """
 
     shape: tuple[int, int]
@@ -66,6 +89,15 @@ class Decomposition:
     scale: float
     method: str
     flag: str | None
+    precision: float = 2.0**-23
+    vectors: SingularVectors | None = None
+    basis: Tensor | None = None
+    tail: Tail | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all R singular values are there."""
+        return len(self.unit_values) == min(self.shape)
 
     @property
     def values(self) -> Array:

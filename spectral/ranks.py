@@ -10,24 +10,12 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
+from spectral.bounded import UNKNOWN, ZERO, Bounded
 from spectral.decompose import Decomposition
 from spectral.entropy import UNIT_ROUNDOFF, effective_rank_range
-
-
-class Bounded(NamedTuple):
-    """A number and the interval that holds its exact value; all three NaN where it is not known."""
-
-    value: float
-    lower: float
-    upper: float
-
-
-UNKNOWN = Bounded(math.nan, math.nan, math.nan)
-ZERO = Bounded(0.0, 0.0, 0.0)
 
 
 def effective_rank(decomposition: Decomposition) -> Bounded:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from spectral.bounded import Bounded
 from spectral.decompose import Decomposition, decompose
 from spectral.metrics import MEASUREMENTS
 from spectral.ranks import (
-    Bounded,
     effective_ranks,
     frobenius_norm,
     normalised,
     spectral_norm,
     stable_rank,
 )
+from spectral.rows import ScalarRow, SpectrumRow, rounded_up
 from spectral.views import MatrixView
 
 # A matrix whose Frobenius norm is below this part of its norm at step 0 is flagged `collapsed`.
@@ -31,32 +29,6 @@ COLLAPSED_BELOW = 1e-6
 SnapshotState = dict[str, Tensor]
 
 _INITIAL_NORM = "initial_frobenius/"
-
-
-class ScalarRow(NamedTuple):
-    """One number: a metric of a subject, with the interval that holds its exact value.
-
-    `lower` and `upper` are None where nothing is known, that is where `value` is NaN.
-    """
-
-    subject: str
-    metric: str
-    value: float
-    lower: float | None
-    upper: float | None
-    method: str
-    flag: str | None
-
-
-class SpectrumRow(NamedTuple):
-    """One vector: `values` float64 (R,), `bounds` float32 (R,), with |true - value| <= bound."""
-
-    subject: str
-    quantity: str
-    values: NDArray[np.float64]
-    bounds: NDArray[np.float32]
-    method: str
-    flag: str | None
 
 
 @dataclass
@@ -217,14 +189,7 @@ def _spectrum_row(subject: str, decomposition: Decomposition, flag: str | None) 
         subject,
         "singular_values",
         decomposition.values,
-        _rounded_up(decomposition.bounds),
+        rounded_up(decomposition.bounds),
         decomposition.method,
         flag,
     )
-
-
-def _rounded_up(bounds: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The smallest float32 numbers that are not below `bounds`; inf above float32's range."""
-    with np.errstate(over="ignore", under="ignore"):
-        nearest = bounds.astype(np.float32)
-        return np.where(nearest < bounds, np.nextafter(nearest, np.float32(np.inf)), nearest)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectral import Decomposition, MatrixView, decompose, effective_rank, take_snapshot
-from spectral.snapshot import ScalarRow, SpectrumRow
+from spectral.rows import ScalarRow, SpectrumRow
 from tests.spectral.matrix_zoo import Truth, oracle, zoo
 
 

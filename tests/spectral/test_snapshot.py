@@ -17,7 +17,7 @@ from spectral import (
     effective_rank,
     take_snapshot,
 )
-from spectral.snapshot import _rounded_up
+from spectral.rows import rounded_up
 from tests.spectral.groups import MEASURE, VIEWS, companions, content, group
 
 METRICS = (
@@ -180,7 +180,7 @@ def test_bounds_are_rounded_up_to_float32() -> None:
     exact = np.array([0.0, 0.1, 1.0, 1e-50, 1e39, 1.0 + 2.0**-40, math.nan])
 
     with np.errstate(all="raise"):
-        rounded = _rounded_up(exact)
+        rounded = rounded_up(exact)
 
     assert rounded.dtype == np.float32
     assert (rounded[:-1].astype(np.float64) >= exact[:-1]).all()
