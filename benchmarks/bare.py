@@ -196,7 +196,7 @@ class Trajectory:
             if step in snapshots:
                 before = clock()
                 [snapshot], snapshot_state = take_snapshot(
-                    views, state.parameters, trial.measure, snapshot_state
+                    views, state.parameters, trial.measure.groups, snapshot_state
                 )
                 measuring += clock() - before
             if step in evaluations or step in snapshots:

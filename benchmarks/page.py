@@ -85,6 +85,39 @@ trials that had ended by then, each of one step and two snapshots. Tune at its b
 The first trials of `sweeps/grokking.yaml`, two at once, one thread each. A snapshot includes the
 conversion of its rows into the buffer of a shard, not the shard's way to the disk.
 """,
+    "spectra": """## Spectra, beside the procedure of the paper
+
+Shapes of Yunis et al. (arXiv 2408.11804): VGG-16 for CIFAR images (14 matrices, 13 pairs), their
+12-layer transformer of width 768 with 50,277 tokens (LM: 50, 61), and the one-layer transformer
+that groks (p = 113: 6, 6). Weights are made, not trained: "initial" is the initialisation,
+"collapsed" a product of rank 10 with relative noise of 2^-23 at scale 1e-6, as after strong weight
+decay, "power law" has singular values 1 / i^2. Two threads; a process for each comparison, in
+which ours and the rivals take turns.
+
+**The reference procedure** is theirs, written anew from its description: a float32
+`torch.linalg.svd` with vectors for each need. Each matrix once for its values, ranks and agreement
+with the final checkpoint, both matrices of each pair for alignment (the heads of query and key in
+one batched call), each matrix but the last for the model of its top half of directions and again
+for that of its bottom half: 66 decompositions for VGG-16, 246 and 24 batched ones for LM. The final
+checkpoint's vectors are computed beforehand on both sides. In the rival's favour it computes only
+the diagonals that the paper plots, at the centre of a kernel, not the full matrices that the code
+stores. **Ours** is one float64 decomposition of each matrix, head and value projection for the same
+numbers. Its time includes error bounds, chance levels, matched alignment and subspace overlaps,
+which the rival does not have; matched alignment is shown alone as well, as are convolutions as
+operators. On both sides the pruned weights are built, but no model is evaluated on them.
+**Singular values alone** is one float32 `torch.linalg.svdvals` per matrix: no vectors, no bounds.
+
+**Snapshots beside training**: `take_snapshot` after an earlier snapshot, each group alone (its
+decomposition included) and all of them together, as per cent of the optimiser steps between two
+snapshots at the paper's cadence: 352 steps of SGD with 128 random images for VGG-16 (a bare loop),
+100 full-batch steps of AdamW for grokking (`train_step`). "All groups" is without `operator` and
+without the evaluation of pruned models. Rows marked GPU are there if one was; the snapshot
+then waits for the device. Without such rows, nothing was measured on a GPU.
+
+**WeightWatcher** stands here for scale, if it is installed: its default `analyze()`, which
+answers other questions. It fits power laws to singular values, pools those of the nine slices of a
+kernel instead of flattening it, leaves out attention's `in_proj`, and computes no vectors.
+""",
 }
 
 

@@ -228,7 +228,7 @@ def plan(file: File, set_: Set = None, as_json: Json = False) -> None:
     """Show what a run would do: trials, how many are committed, the time it would take."""
     import tasks
     from orchestrator import loading, planning
-    from orchestrator.display import duration, facts
+    from orchestrator.display import duration, facts, vectors_on_disk
 
     sweep = loading.load_sweep(file, set_ or ())
     found = planning.plan(sweep, tasks.source_hash(sweep.task_class))
@@ -254,7 +254,7 @@ def plan(file: File, set_: Set = None, as_json: Json = False) -> None:
         ("time", estimate),
         ("results", found.root),
     ]
-    out.print(facts(rows))
+    out.print(facts([*rows, *vectors_on_disk(found)]))
 
 
 @app.command()
@@ -338,8 +338,10 @@ def export(
     from orchestrator.export import export as write
 
     results = _results(target, "newest")
-    write(results, folder)
+    left_out = write(results, folder)
     out.print(f"exported: {folder}", markup=False)
+    if left_out:
+        err.print(f"left out: {left_out}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -55,11 +55,12 @@ def submit(
     ] = False,
 ) -> None:
     """Send a sweep to a cluster as one job; again: the live job, or the next, which resumes."""
-    from orchestrator import loading
+    from orchestrator import loading, preflight
     from orchestrator.staging import sweep_words
 
     check_retry(retry)
     sweep = loading.load_sweep(file, set_ or ())
+    preflight.refuse(sweep)
     if rerun not in (None, "changed"):
         sweep.select(rerun)
     _refuse_password(sweep)

@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from orchestrator.execution import Ended, Event, Lost, Started
+from orchestrator.planning import Plan
 from orchestrator.sweep import Sweep
 from orchestrator.trial import Progress
 
@@ -134,6 +135,30 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{int(seconds // 60)} min {int(seconds % 60)} s"
     return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def size(num_bytes: float) -> str:
+    """A number of bytes for people: ``512 bytes``, ``1.5 kB``, ``2.5 GB``."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if num_bytes < 999.5 or unit == "TB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} {unit}"
+
+
+def vectors_on_disk(plan: Plan) -> list[tuple[str, str]]:
+    """What a plan says of singular vectors; nothing if none are written."""
+    if plan.scratch_bytes is None or plan.kept_bytes is None or plan.kept_bytes_total is None:
+        return [("singular vectors", "of unknown size: the model cannot be built")]
+    rows = []
+    if plan.scratch_bytes:
+        at_once = size(plan.scratch_bytes * plan.workers)
+        text = f"{size(plan.scratch_bytes)} per running trial, {at_once} at once"
+        rows.append(("singular vectors, scratch", text))
+    if plan.kept_bytes:
+        text = f"{size(plan.kept_bytes)} per trial, {size(plan.kept_bytes_total)} in all"
+        rows.append(("singular vectors, kept", text))
+    return rows
 
 
 def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tasks
-from orchestrator import environment, planning, site
+from orchestrator import environment, planning, preflight, site
 from orchestrator.dispatch import Dispatch, Observer, Outcome, Projector
 from orchestrator.errors import SweepError
 from orchestrator.execution import Event, Executor, InProcess
@@ -87,6 +87,7 @@ def run_sweep(
     options = options or Options()
     observer = observer or _Nobody()
     check_owner(sweep)
+    preflight.refuse(sweep)
     source_hash = tasks.source_hash(sweep.task_class)
     rerun = _rerun(sweep, options, source_hash)
     began = time.monotonic()

@@ -7,10 +7,11 @@ floats as Python's repr), its first 64 bits as 16 hex characters. The content is
      "parents":[],"seed":0,"snapshots":[0,50],"task":"name","version":1}
 
 where `method` is spectral.METHOD_VERSION, `version` the task's, and `params` holds what differs
-from the defaults. That of a configuration is the same without the seed. Steps are hashed, not the
-words that chose them: ``every: 50`` and ``at: [0, 50, 100]`` of 100 steps are the same
-measurements. Values are hashed after validation: 1 and 1.0 agree where the task's field is a float,
-and a default that is stated agrees with one that is not.
+from the defaults. `measure` is a mapping if it has options, see `Measure.content`. The content of a
+configuration is the same without the seed. Steps are hashed, not the words that chose them:
+``every: 50`` and ``at: [0, 50, 100]`` of 100 steps are the same measurements. Values are hashed
+after validation: 1 and 1.0 agree where the task's field is a float, and a default that is stated
+agrees with one that is not.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from orchestrator.nodes import Node, show
+from orchestrator.measure import Measure
+from orchestrator.nodes import show
+from orchestrator.schedules import Schedule
 
 FORMAT = 1  # of the content above; raising it gives every trial a new identity
 
@@ -42,7 +45,9 @@ class Trial:
         params: every parameter, defaults filled in, without the seed; JSON types only.
         snapshots: ascending steps; 0 and the last step are always among them.
         evaluations: ascending steps at which metrics are evaluated; a superset of `snapshots`.
-        measure: names of ``spectral.MEASUREMENTS``, sorted.
+        measure: what a snapshot holds.
+        pruned: ascending steps, a subset of `snapshots`, at which pruned models are evaluated;
+            empty unless that is measured.
         parents: identities of the trials it starts from.
     """
 
@@ -54,7 +59,8 @@ class Trial:
     params: Mapping[str, Any] = field(hash=False)
     snapshots: tuple[int, ...]
     evaluations: tuple[int, ...]
-    measure: tuple[str, ...]
+    measure: Measure
+    pruned: tuple[int, ...] = ()
     parents: tuple[str, ...] = ()
 
     def label(self, axes: Sequence[str]) -> str:
@@ -65,35 +71,6 @@ class Trial:
 def assignment(name: str, value: Any) -> str:
     """``name=value`` as ``--only`` takes it."""
     return f"{name}={value if isinstance(value, str) else show(value)}"
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Chooses steps: ``every: N``, ``log_spaced: N`` or ``at: [...]``; 0 and the last always."""
-
-    kind: Literal["every", "log_spaced", "at"]
-    value: int | tuple[int, ...]
-    place: Node | None = field(default=None, repr=False, compare=False)
-
-    def count(self, last: int) -> int:
-        """An upper bound of how many steps there will be, without making them."""
-        if isinstance(self.value, tuple):
-            return len(self.value) + 2
-        return last // self.value + 2 if self.kind == "every" else self.value + 2
-
-    def steps(self, last: int) -> tuple[int, ...]:
-        """The steps of a trial of `last` steps, ascending, without repetition."""
-        chosen = {0, last}
-        if isinstance(self.value, tuple):
-            chosen.update(step for step in self.value if step <= last)
-        elif self.kind == "every":
-            chosen.update(range(0, last + 1, self.value))
-        elif last > 0:
-            # last ** (i / (N - 1)) is never exactly half-way between two integers (its N-1st power
-            # is one), so that rounding does not depend on the last bit of the machine's pow
-            intervals = max(self.value - 1, 1)
-            chosen.update(round(last ** (i / intervals)) for i in range(self.value))
-        return tuple(sorted(chosen))
 
 
 class Configuration(NamedTuple):
@@ -110,6 +87,7 @@ class _Plan(NamedTuple):
 
     snapshots: tuple[int, ...]
     evaluations: tuple[int, ...]
+    pruned: tuple[int, ...]
     before: str  # the content's JSON up to the parameters
     after: str  # and from the snapshots on
 
@@ -127,10 +105,16 @@ class Expansion:
     method: int
     snapshots: Schedule
     evaluations: Schedule | None
-    measure: tuple[str, ...]
+    measure: Measure
     common: dict[str, Any] = field(default_factory=dict)
     configurations: list[Configuration] = field(default_factory=list)
     _plans: dict[int, _Plan] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def schedules(self) -> list[Schedule]:
+        """Every schedule that the file states, and the default of the snapshots."""
+        stated = (self.snapshots, self.evaluations, self.measure.pruned)
+        return [schedule for schedule in stated if schedule is not None]
 
     def trials(self, seeds: Sequence[int]) -> Iterator[Trial]:
         """Trials, made one by one: all configurations of the first seed, then of the next."""
@@ -147,6 +131,7 @@ class Expansion:
                     snapshots=plan.snapshots,
                     evaluations=plan.evaluations,
                     measure=self.measure,
+                    pruned=plan.pruned,
                 )
 
     def identity(self, stated: str, last: int, seed: int | None) -> str:
@@ -164,17 +149,18 @@ class Expansion:
 
     def _plan(self, last: int) -> _Plan:
         if last not in self._plans:
-            snapshots = self.snapshots.steps(last)
+            snapshots, pruned = self.measure.steps(self.snapshots.steps(last), last)
+            measure = self.measure.content(snapshots, pruned)
             more = self.evaluations.steps(last) if self.evaluations else ()
             evaluations = tuple(sorted({*snapshots, *more}))
             # in two pieces, because 10^5 trials differ only in what stands between them
             before = (
                 f'{{"evaluations":{canonical(evaluations)},"format":{FORMAT},'
-                f'"measure":{canonical(self.measure)},"method":{self.method},"params":'
+                f'"measure":{canonical(measure)},"method":{self.method},"params":'
             )
             after = (
                 f',"snapshots":{canonical(snapshots)},"task":{canonical(self.task_name)},'
                 f'"version":{self.version}}}'
             )
-            self._plans[last] = _Plan(snapshots, evaluations, before, after)
+            self._plans[last] = _Plan(snapshots, evaluations, pruned, before, after)
         return self._plans[last]

@@ -85,16 +85,20 @@ _TASK_METRICS: Mapping[str, Mapping[str, str]] = {
 }
 
 
-def export(results: Results, out: Path) -> None:
+def export(results: Results, out: Path) -> str:
     """Write everything that is committed to a new folder, whole or not at all.
 
     trials, commits, scalars, spectra (and trends, if computed) as Parquet; sweep/ and environments/
     as they stand in the store; data_dictionary.json and .md. The folder appears under its name when
-    it is complete: a cut export leaves a hidden folder beside it.
+    it is complete: a cut export leaves a hidden folder beside it. Singular vectors that were kept
+    are left out, for their size.
 
     Args:
         results: opened without `running`.
         out: does not exist, or is an empty folder.
+
+    Returns:
+        What was left out, for people, as the data dictionary says too; empty if nothing was.
 
     Raises:
         UserError: `out` holds something, or the results include uncommitted rows.
@@ -111,7 +115,7 @@ def export(results: Results, out: Path) -> None:
     with files.storage_errors(out, "write"):
         try:
             hidden.mkdir(parents=True)
-            _write(results, hidden)
+            left_out = _write(results, hidden)
             for path in (*hidden.rglob("*"), hidden):
                 files.sync(path)
             hidden.rename(out)  # takes the place of an empty folder
@@ -119,9 +123,10 @@ def export(results: Results, out: Path) -> None:
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
             raise
+    return left_out
 
 
-def _write(results: Results, folder: Path) -> None:
+def _write(results: Results, folder: Path) -> str:
     trials = results.trials().drop_columns("shards")  # paths that mean nothing outside the store
     commits = results.trials(history=True).drop_columns("shards")
     written: dict[str, tuple[pa.Schema, int]] = {}
@@ -148,9 +153,23 @@ def _write(results: Results, folder: Path) -> None:
             hidden = shutil.ignore_patterns(".*")
             shutil.copytree(results.root / kept, folder / kept, ignore=hidden)
     dictionary = _dictionary(results, written, seen)
+    dictionary["left_out"] = _left_out(results)
     text = json.dumps(dictionary, indent=1, ensure_ascii=False)
     (folder / "data_dictionary.json").write_text(text + "\n", encoding="utf-8")
     (folder / "data_dictionary.md").write_text(_markdown(dictionary), encoding="utf-8")
+    return str(dictionary["left_out"])
+
+
+def _left_out(results: Results) -> str:
+    """The files of singular vectors that results name; empty if there are none."""
+    shards = [shard for row in results.trials()["shards"].to_pylist() for shard in row or ()]
+    sizes = {shard["path"]: shard["bytes"] for shard in shards if shard["table"] == "factors"}
+    if not sizes:
+        return ""
+    return (
+        f"the singular vectors that were kept, {len(sizes)} files of {sum(sizes.values()):,} bytes "
+        f"in factors/ of the results folder (Results.factors reads them)"
+    )
 
 
 def _in_parts(results: Results, table: str) -> Iterator[pa.Table]:
@@ -221,6 +240,8 @@ def _markdown(dictionary: Mapping[str, Any]) -> str:
         "`sweep/` holds every accepted version of the sweep file, `environments/` what ran the "
         "trials.",
     ]
+    if dictionary["left_out"]:
+        lines += ["", f"Not here: {dictionary['left_out']}."]
     for table in dictionary["tables"]:
         rows = [(c["name"], c["type"], c["meaning"]) for c in table["columns"]]
         lines += ["", f"## {table['file']} ({table['rows']} rows)", "", table["meaning"], ""]

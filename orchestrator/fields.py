@@ -13,9 +13,10 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.axes import Parameters, read_parameters
-from orchestrator.expansion import Schedule
+from orchestrator.measure import Measure, read_measure
 from orchestrator.nodes import Node, Problems, nearest, show
 from orchestrator.points import MAX_TRIALS
+from orchestrator.schedules import Schedule, read_schedule
 from orchestrator.sweep_schema import FIELDS, REQUIRED, RESERVED
 
 
@@ -52,7 +53,7 @@ class Fields:
     seeds: tuple[int, ...]
     snapshots: Schedule
     evaluations: Schedule | None
-    measure: tuple[str, ...]
+    measure: Measure
     resources: Resources
     tracking: Tracking
     storage: str
@@ -191,43 +192,12 @@ class _Reader:
 
     def schedule(self, name: str) -> Schedule | None:
         node = self.root.entry(name)
-        if node is None:
-            return None
-        what = "one of every: N, log_spaced: N and at: [steps]"
-        entries = self.problems.mapping(node, ("every", "log_spaced", "at"), what)
-        if not isinstance(node.value, dict) or len(entries) != len(node.value):
-            return None
-        if len(entries) != 1:
-            self.problems.add(node, f"expected {what}, got {' and '.join(entries) or 'nothing'}")
-            return None
-        if "at" in entries:
-            items = self.problems.items(entries["at"], "a list of steps")
-            usable = [(item,) for item in items if self.problems.whole(item, 0) is not None]
-            steps = self.problems.unrepeated(usable, "repeated step")
-            return Schedule("at", tuple(item.value for (item,) in steps), entries["at"])
-        if "every" in entries:
-            number = self.problems.whole(entries["every"], 1)
-            return None if number is None else Schedule("every", number, entries["every"])
-        number = self.problems.whole(entries["log_spaced"], 2)
-        return None if number is None else Schedule("log_spaced", number, entries["log_spaced"])
+        return None if node is None else read_schedule(node, self.problems)
 
-    def measure(self) -> tuple[str, ...]:
+    def measure(self) -> Measure:
         from spectral import MEASUREMENTS  # here, because it loads torch
 
-        available = tuple(MEASUREMENTS)
-        node = self.root.entry("measure")
-        if node is None:
-            return ("ranks", "spectrum")
-        accepted = f"one of {', '.join(available)}"
-        usable = []
-        for item in self.problems.items(node, "a list of at least one measurement"):
-            if item.value in available:
-                usable.append((item,))
-            else:
-                hint = nearest(item.value, available) if isinstance(item.value, str) else ""
-                self.problems.add(item, f"unknown measurement {item.got}{hint}: {accepted}")
-        chosen = self.problems.unrepeated(usable, "repeated measurement")
-        return tuple(sorted(item.value for (item,) in chosen))
+        return read_measure(self.root.entry("measure"), tuple(MEASUREMENTS), self.problems)
 
     def resources(self) -> Resources:
         node = self.root.entry("resources")

@@ -162,6 +162,10 @@ class Plan:
         device: "cpu" or "cuda".
         estimate_seconds: wall time left; None if the probe failed.
         estimate_basis: what the estimate goes by.
+        scratch_bytes: singular vectors on disk while a trial runs, of one trial at most; None if
+            no model can be built.
+        kept_bytes: singular vectors that stay, of one trial at most; None likewise.
+        kept_bytes_total: of all trials of the file.
     """
 
     name: str
@@ -179,14 +183,21 @@ class Plan:
     workers: int
     estimate_seconds: float | None
     estimate_basis: str
+    scratch_bytes: int | None
+    kept_bytes: int | None
+    kept_bytes_total: int | None
 
 
 def plan(sweep: Sweep, source_hash: str) -> Plan:
     """Find out what a run of this sweep would do on this machine.
 
     Raises:
-        SweepError: a trial asks for more than the machine has.
+        SweepError: a trial asks for more than the machine has, or the models cannot be measured as
+            the file asks.
     """
+    from orchestrator import preflight  # here: it loads torch, which `progress` does without
+
+    space = preflight.refuse(sweep).space()
     placed = placement(sweep)
     device, workers = placed.device, placed.workers
     own = [trial.trial_id for trial in sweep.trials()]
@@ -219,6 +230,9 @@ def plan(sweep: Sweep, source_hash: str) -> Plan:
         workers=workers,
         estimate_seconds=estimate,
         estimate_basis=basis,
+        scratch_bytes=None if space is None else space.scratch,
+        kept_bytes=None if space is None else space.kept,
+        kept_bytes_total=None if space is None else space.kept_total,
     )
 
 

@@ -180,7 +180,7 @@ class _Expander:
         """Whether trials of so many steps have few enough snapshots to make a list of them."""
         if last not in self.lengths:
             self.lengths[last] = True
-            for schedule in filter(None, (self.expansion.snapshots, self.expansion.evaluations)):
+            for schedule in self.expansion.schedules:
                 if (count := schedule.count(last)) > MAX_STEPS:
                     message = f"chooses {count:,} of {last:,} steps, at most {MAX_STEPS:,}"
                     self.problems.add(schedule.place, message)
@@ -209,7 +209,7 @@ class _Expander:
             what = _and_more(labels) or "the task's defaults"
             self.problems.add(places[later], f"the same trial twice: {what}{also}")
         shortest = min(self.lengths, default=0)
-        for schedule in filter(None, (self.expansion.snapshots, self.expansion.evaluations)):
+        for schedule in self.expansion.schedules:
             if schedule.kind == "at" and schedule.place is not None and self.lengths:
                 for node in schedule.place.value:
                     if type(node.value) is int and node.value > shortest:

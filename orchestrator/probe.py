@@ -58,7 +58,7 @@ def probe(trial: Trial, *, threads: int, device: str) -> Cost:
         began = _now(device)
         evaluate(task, model, state, streams)
         evaluated = _now(device)
-        spectral.take_snapshot(views, state.parameters, trial.measure, None)
+        spectral.take_snapshot(views, state.parameters, trial.measure.groups, None)
         seconds[name] = (evaluated - began, _now(device) - evaluated)
     for _ in range(min(WARMUP_STEPS, config.steps)):
         train_step(task, model, state, streams)

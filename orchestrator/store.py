@@ -26,11 +26,16 @@ import pyarrow.compute as pc
 
 from orchestrator import checkpoints, files
 from orchestrator.errors import DamageError, StoreError
+from orchestrator.factors import FACTORS
 from orchestrator.schemas import FORMAT_VERSION, RESULTS, TABLES, TRIALS, decode, trials_of, unseal
 
 _EPOCH = re.compile(r"(\d{6})\.json")
 _SEGMENT = re.compile(r"(\d{6})-(\d{6})\.arrow")
 _SHARD = re.compile(r"(?P<stem>[0-9a-f]+)-(?P<epoch>\d+)\.(?P<attempt>\d+)-[0-9a-f]{8}\.arrow")
+
+
+SHARDS: Mapping[str, pa.Schema] = {**TABLES, "factors": FACTORS}
+"""What a commit may name: rows of the tables, and singular vectors that were kept."""
 
 
 @dataclass(frozen=True)
@@ -286,7 +291,7 @@ class Store:
             if files.checksum(payload) != shard["checksum"]:
                 raise DamageError(f"{path} is damaged: its content does not match its checksum")
             self._verified.add(shard["path"])
-        return decode(payload, TABLES[shard["table"]], str(path))
+        return decode(payload, SHARDS[shard["table"]], str(path))
 
     def running(self) -> pa.Table:
         """What uncommitted attempts have shown so far, as rows of status "running".

@@ -17,6 +17,7 @@ from orchestrator.document import override, read
 from orchestrator.errors import Problem, SweepError
 from orchestrator.expansion import Expansion, Trial, assignment
 from orchestrator.fields import Resources, Tracking, read_fields
+from orchestrator.measure import Measure
 from orchestrator.nodes import Problems, comparable, nearest, show
 from orchestrator.points import expand
 from orchestrator.sweep_schema import schema
@@ -41,7 +42,7 @@ class Sweep:
         overrides: the ``--set`` options, verbatim.
         seeds: in the order of the file.
         axes: the swept parameters in the order of the file, those of the zip last.
-        measure: names of measurements, sorted.
+        measure: what a snapshot holds.
         storage: an absolute path.
         checkpoint_seconds: >= 0.
         num_configurations: points that are not excluded.
@@ -58,7 +59,7 @@ class Sweep:
     overrides: tuple[str, ...]
     seeds: tuple[int, ...]
     axes: tuple[str, ...]
-    measure: tuple[str, ...]
+    measure: Measure
     resources: Resources
     tracking: Tracking
     storage: str

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-_WHOLE = {"type": "integer", "minimum": 1}
+_WHOLE: dict[str, Any] = {"type": "integer", "minimum": 1}
 _AUTO = {"const": "auto"}
-_STEPS = {
+_STEPS: dict[str, Any] = {
     "type": "object",
     "properties": {
         "every": _WHOLE,
@@ -17,6 +18,8 @@ _STEPS = {
     "minProperties": 1,
     "maxProperties": 1,
 }
+
+_GROUPS: dict[str, Any] = {"type": "array", "minItems": 1, "uniqueItems": True, "items": {}}
 
 # Every field of the file as JSON Schema; what tasks and measurements add is in `schema`.
 FIELDS: dict[str, dict[str, Any]] = {
@@ -67,11 +70,72 @@ FIELDS: dict[str, dict[str, Any]] = {
         **_STEPS,
     },
     "measure": {
-        "description": "what a snapshot holds",
+        "description": "what a snapshot holds: groups of measurements, or those with options",
         "default": ["ranks", "spectrum"],
-        "type": "array",
-        "minItems": 1,
-        "uniqueItems": True,
+        "anyOf": [
+            _GROUPS,
+            {
+                "type": "object",
+                "properties": {
+                    "groups": {"default": ["ranks", "spectrum"], **_GROUPS},
+                    "vectors": {
+                        "description": "leading singular vectors per matrix",
+                        "default": 100,
+                        **_WHOLE,
+                    },
+                    "views": {
+                        "description": "names of matrices, with * and ? (default: all of them)",
+                        "type": "array",
+                        "minItems": 1,
+                        "uniqueItems": True,
+                        "items": {"type": "string"},
+                    },
+                    "residual": {
+                        "description": "alignment across residual streams too",
+                        "default": False,
+                        "type": "boolean",
+                    },
+                    "keep": {
+                        "description": "whose leading singular vectors stay in the store",
+                        "default": "none",
+                        "enum": ["none", "final", "all"],
+                    },
+                    "workspace": {
+                        "description": "memory of decompositions: bytes, or such as 256 MB",
+                        "anyOf": [
+                            _WHOLE,
+                            {"type": "string", "pattern": r"^\d+(\.\d+)? *(kB|MB|GB|MiB|GiB)$"},
+                        ],
+                    },
+                    "pruned": {
+                        "description": "which pruned models are evaluated, and when",
+                        "type": "object",
+                        "properties": {
+                            "fractions": {
+                                "description": "shares of singular directions that are kept",
+                                "default": [0.5],
+                                "type": "array",
+                                "minItems": 1,
+                                "uniqueItems": True,
+                                "items": {
+                                    "type": "number",
+                                    "exclusiveMinimum": 0,
+                                    "exclusiveMaximum": 1,
+                                },
+                            },
+                            "last": {
+                                "description": "whether the last matrix stays whole",
+                                "default": "exempt",
+                                "enum": ["exempt", "included"],
+                            },
+                            **_STEPS["properties"],
+                        },
+                        "additionalProperties": False,
+                    },
+                },
+                "additionalProperties": False,
+            },
+        ],
     },
     "resources": {
         "description": "what one trial is given; group: how many trials a worker trains together",
@@ -130,7 +194,10 @@ def schema() -> dict[str, Any]:
     from spectral import MEASUREMENTS
     from tasks import available, resolve
 
-    properties = {**FIELDS, "measure": {**FIELDS["measure"], "items": {"enum": [*MEASUREMENTS]}}}
+    properties = copy.deepcopy(FIELDS)
+    groups, options = properties["measure"]["anyOf"]
+    for each in (groups, options["properties"]["groups"]):
+        each["items"] = {"enum": [*MEASUREMENTS]}
     branches: list[dict[str, Any]] = []
     definitions: dict[str, Any] = {}
     for name in sorted(available()):

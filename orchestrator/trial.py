@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import spectral
-from orchestrator import checkpoints, environment
+from orchestrator import checkpoints, environment, factors
 from orchestrator.errors import ClusterError, SourceChangedError, SpectralSweepsError
 from orchestrator.expansion import Trial  # not from sweep: a worker reads no YAML
 from orchestrator.files import checksum
+from orchestrator.measuring import Measurer
 from orchestrator.rows import Buffer
 from spectral import ScalarRow
 from tasks import TaskError, resolve, source_hash
@@ -124,6 +124,9 @@ def run_group(
         raise
     except (Exception, SystemExit) as error:  # sys.exit in task code fails its trial, no more
         return attempt.failed(error)
+    finally:
+        if attempt.measurer is not None:
+            attempt.measurer.close()
 
 
 class _Attempt:
@@ -144,7 +147,7 @@ class _Attempt:
         self.buffer = Buffer()
         self.shards: list[dict[str, Any]] = []
         self.environment = ""
-        self.snapshot_state: spectral.SnapshotState | None = None
+        self.measurer: Measurer | None = None
         self.measured = -1  # the last step whose measurements are in the buffer or published
         self.next_publish = self.began + FIRST_PUBLISH_SECONDS
         self.next_checkpoint = self.began + context.checkpoint_seconds
@@ -180,8 +183,9 @@ class _Attempt:
         task = task_class([config])
         streams = make_streams([config], [self.trial.seed]).to(self.context.device)
         model, state = start(task, streams)
-        views = task.views(model)
-        self._resume(state)
+        measurer = Measurer(task, model, self.trial, streams, self.root, self.stem)
+        self.measurer = measurer
+        self._resume(state, measurer)
         evaluations = frozenset(self.trial.evaluations)
         snapshots = frozenset(self.trial.snapshots)
 
@@ -191,13 +195,8 @@ class _Attempt:
                 rows = _evaluation_rows(evaluate(task, model, state, streams))
                 bad = _first_bad(state.first_bad, rows, step)
                 if step in snapshots:
-                    rows += self._snapshot(views, state.parameters, step)
-                if bad is not None:
-                    rows = [row._replace(flag=row.flag or "diverged") for row in rows]
-                self.buffer.scalars(self.trial.trial_id, step, rows)
-                self.measured = step
-                shown = tuple(rows) if self.context.live else ()
-                progress(Progress(self.trial, step, shown, self.started_at))
+                    measurer.take(state, step)
+                self._collect(rows, bad, progress, wait=bad is not None or step >= config.steps)
                 if bad is not None:
                     return self._finish("diverged", bad)
             if step >= config.steps:
@@ -209,7 +208,7 @@ class _Attempt:
                 self._publish()
                 self.next_publish = now + min(2 * (now - self.began), LAST_PUBLISH_SECONDS)
             if now >= self.next_checkpoint:
-                self._checkpoint(state.state_dict())
+                self._checkpoint(state.state_dict(), measurer, progress)
                 self.next_checkpoint = time.monotonic() + self.context.checkpoint_seconds
             if stopping:
                 return GroupResult((), stopped_at=step)
@@ -228,30 +227,58 @@ class _Attempt:
         row["error"] = text.encode("utf-8", "replace").decode()  # lone surrogates are no UTF-8
         return GroupResult((row,), error=error)
 
-    def _snapshot(
-        self, views: Sequence[spectral.MatrixView], parameters: Mapping[str, Tensor], step: int
-    ) -> list[ScalarRow]:
-        [snapshot], self.snapshot_state = spectral.take_snapshot(
-            views, parameters, self.trial.measure, self.snapshot_state
-        )
-        self.buffer.spectra(self.trial.trial_id, step, snapshot.spectra)
-        return snapshot.scalars
+    def _collect(
+        self,
+        rows: list[ScalarRow],
+        bad: int | None,
+        progress: Callable[[Progress], None],
+        *,
+        wait: bool,
+    ) -> None:
+        """Buffer and report an evaluation at this step, with all snapshots that are finished."""
+        assert self.measurer is not None
+        by_step = {self.step: rows}
+        for found in self.measurer.results(wait=wait):
+            by_step.setdefault(found.step, []).extend(found.scalars)
+            self.buffer.spectra(self.trial.trial_id, found.step, found.spectra)
+        if bad is not None:
+            rows = by_step[self.step]
+            by_step[self.step] = [row._replace(flag=row.flag or "diverged") for row in rows]
+        self.measured = self.step
+        for step, own in sorted(by_step.items()):
+            self.buffer.scalars(self.trial.trial_id, step, own)
+            shown = tuple(own) if self.context.live else ()
+            progress(Progress(self.trial, step, shown, self.started_at))
 
     def _finish(self, status: str, last_step: int) -> GroupResult:
+        assert self.measurer is not None
+        if status == "completed":  # weights that are not finite agree with nothing
+            for found in self.measurer.final():
+                self.buffer.scalars(self.trial.trial_id, found.step, found.scalars)
+                self.buffer.spectra(self.trial.trial_id, found.step, found.spectra)
         self._publish()
+        self.shards += self.measurer.kept()
         return GroupResult((self._row(status, last_step),))
 
     def _publish(self) -> None:
         self.shards += self.buffer.publish(self.root, self.stem, [_identity(self.trial)])
 
-    def _checkpoint(self, state: dict[str, Any]) -> None:
+    def _checkpoint(
+        self, state: dict[str, Any], measurer: Measurer, progress: Callable[[Progress], None]
+    ) -> None:
+        measuring = measurer.state_dict()  # it waits for what is under way
+        for found in measurer.results(wait=True):
+            self.buffer.scalars(self.trial.trial_id, found.step, found.scalars)
+            self.buffer.spectra(self.trial.trial_id, found.step, found.spectra)
+            shown = tuple(found.scalars) if self.context.live else ()
+            progress(Progress(self.trial, found.step, shown, self.started_at))
         rows = {
             name: torch.frombuffer(bytearray(payload), dtype=torch.uint8)
             for name, payload in self.buffer.dump().items()
         }
         content = {
             "training": state,
-            "snapshot_state": self.snapshot_state,
+            "measuring": measuring,
             "rows": rows,
             "measured": self.measured,
         }
@@ -263,12 +290,12 @@ class _Attempt:
             attempt=self.assignment.attempts[0],
             source_hash=self.context.source_hash,
             trial=_identity(self.trial),
-            shards=self.shards,
+            shards=self.shards + measurer.scratch(),
             wall_seconds=self._wall_seconds(),
         )
         checkpoints.write(self.root, self.trial.trial_id, header, sink.getvalue())
 
-    def _resume(self, state: Any) -> None:
+    def _resume(self, state: Any, measurer: Measurer) -> None:
         """Continue from the newest valid checkpoint, if there is one of the same task source."""
         found = checkpoints.newest_valid(self.root, self.trial.trial_id, accept=self._can_continue)
         if found is None:
@@ -280,11 +307,11 @@ class _Attempt:
             io.BytesIO(payload), weights_only=True, map_location=self.context.device
         )
         state.load(content["training"])
-        self.snapshot_state = content["snapshot_state"]
+        measurer.load(content["measuring"])
         dumped = {name: bytes(t.cpu().numpy().tobytes()) for name, t in content["rows"].items()}
         self.buffer = Buffer.restore(dumped)
         self.measured = int(content["measured"])
-        self.shards = [dict(shard) for shard in header.shards]
+        self.shards = [dict(shard) for shard in header.shards if shard["table"] != factors.TABLE]
         self.earlier_seconds = header.wall_seconds
         self.step = state.step
 

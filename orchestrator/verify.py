@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from orchestrator import checkpoints
 from orchestrator.errors import DamageError, StoreError
-from orchestrator.schemas import RESULTS, TABLES, TRIALS, read_parquet, unseal
-from orchestrator.store import Store
+from orchestrator.schemas import RESULTS, TRIALS, read_parquet, unseal
+from orchestrator.store import SHARDS, Store
 from orchestrator.verify_records import UNREAD, epochs_of, sweeps_of
 
 
@@ -267,7 +267,7 @@ def _leftovers(
     report: Report,
 ) -> None:
     named = {need.shard["path"] for need in needs}
-    shards = [path for table in TABLES for path in _visible(root / table, "*.arrow")]
+    shards = [path for table in SHARDS for path in _visible(root / table, "*.arrow")]
     orphans = [path for path in shards if str(path.relative_to(root)) not in named]
     # A lock file of the tracker's is no write that was cut short.
     hidden = [p for p in root.glob("**/.*") if p.is_file() and p.name != ".mlflow.lock"]

@@ -1,12 +1,32 @@
-"""Singular values of the weights of neural networks, each with its error bound.
+"""Singular values and vectors of the weights of neural networks, each with its error bound.
 
 Imports torch, numpy and scipy only. Every function is pure: no tensor, gradient or generator of the
-caller is modified.
+caller is modified. In a notebook::
+
+    views = spectral.discover(model)
+    parameters = dict(model.named_parameters())
+    found = spectral.decompose([view.read(parameters) for view in views])
+    [spectral.effective_rank(each) for each in found]
+
+A training loop calls `take_snapshot`, which measures everything from one decomposition per matrix.
 """
 
+from spectral.agreement import Agreement, singular_vector_agreement
+from spectral.alignment import Alignment, inter_layer_alignment
 from spectral.bounded import Bounded
-from spectral.decompose import EFFECTIVE_RANK_TOLERANCE, Decomposition, decompose
+from spectral.decompose import (
+    DEFAULT_VECTORS,
+    EFFECTIVE_RANK_TOLERANCE,
+    Decomposition,
+    Tail,
+    decompose,
+)
+from spectral.geometry import ConvGeometry, conv_geometries
 from spectral.metrics import MEASUREMENTS, METRICS, QUANTITIES, Metric
+from spectral.operators import conv_operator_spectrum
+from spectral.overlap import subspace_overlap
+from spectral.pipeline import Pipeline
+from spectral.pruning import prunable, prune_singular_directions, pruned_parameters
 from spectral.ranks import (
     effective_rank,
     effective_ranks,
@@ -15,25 +35,27 @@ from spectral.ranks import (
     spectral_norm,
     stable_rank,
 )
+from spectral.request import Request
 from spectral.rows import ScalarRow, SpectrumRow
-from spectral.snapshot import (
-    COLLAPSED_BELOW,
-    Snapshot,
-    SnapshotState,
-    take_snapshot,
-)
+from spectral.snapshot import COLLAPSED_BELOW, Snapshot, begin_snapshot, take_snapshot
+from spectral.state import SnapshotState
+from spectral.update import weight_update
 from spectral.vectors import SingularVectors
 from spectral.views import Coupling, CouplingEnd, MatrixView, discover
 
 # Part of every trial's identity: raised whenever a measured number changes.
-METHOD_VERSION = 1
+METHOD_VERSION = 2
 
 # plain order, as the tests of the other packages have it; ruff would put constants first
 __all__ = [  # noqa: RUF022
+    "Agreement",
+    "Alignment",
     "Bounded",
     "COLLAPSED_BELOW",
+    "ConvGeometry",
     "Coupling",
     "CouplingEnd",
+    "DEFAULT_VECTORS",
     "Decomposition",
     "EFFECTIVE_RANK_TOLERANCE",
     "MEASUREMENTS",
@@ -41,19 +63,32 @@ __all__ = [  # noqa: RUF022
     "METRICS",
     "MatrixView",
     "Metric",
+    "Pipeline",
     "QUANTITIES",
+    "Request",
     "ScalarRow",
     "SingularVectors",
     "Snapshot",
     "SnapshotState",
     "SpectrumRow",
+    "Tail",
+    "begin_snapshot",
+    "conv_geometries",
+    "conv_operator_spectrum",
     "decompose",
     "discover",
     "effective_rank",
     "effective_ranks",
     "frobenius_norm",
+    "inter_layer_alignment",
     "normalised",
+    "prunable",
+    "prune_singular_directions",
+    "pruned_parameters",
+    "singular_vector_agreement",
     "spectral_norm",
     "stable_rank",
+    "subspace_overlap",
     "take_snapshot",
+    "weight_update",
 ]

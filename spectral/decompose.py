@@ -1,46 +1,59 @@
-"""Singular values with error bounds: one decomposition per matrix, and a ladder for when it fails.
+"""Singular values and vectors with error bounds: one decomposition per matrix, and a ladder.
 
 The default is the float64 Gram matrix of the smaller side and a symmetric eigenvalue solver. Where
-that leaves the effective rank less certain than the tolerance, the values are computed again from
-the matrix itself. Shape legend: m x n the matrix, R = min(m, n), L = max(m, n).
+that leaves the effective rank less certain than the tolerance, the values are computed again, once,
+by deflation or from the matrix itself. Shape legend: m x n the matrix W, R = min(m, n),
+L = max(m, n), k leading singular vectors.
 
 On a CPU matrices go through the solver one by one, each in freshly allocated (hence equally
 aligned) memory, so that a matrix's numbers cannot depend on its company; LAPACK loops over a batch
-anyway. On an accelerator equal shapes are multiplied in one call, and the eigenvalues of the R x R
-Grams are found on the CPU.
+anyway. On an accelerator equal shapes are multiplied in one call, and the eigenvalue problems are
+solved wherever a probe finds that to be fastest.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
+from spectral.angles import Angles, angle_bounds
+from spectral.backend import solve
 from spectral.bounded import Bounded
+from spectral.deflation import deflated
 from spectral.entropy import UNIT_ROUNDOFF, Array, effective_rank_range
-from spectral.gram import scaled_grams, singular_values_from, summation_error
+from spectral.gram import (
+    eigenvalue_error,
+    gram,
+    peaks_and_scales,
+    row_blocks,
+    singular_values_from,
+    summation_error,
+    times,
+)
+from spectral.solvers import Eigen, direct
 from spectral.vectors import SingularVectors
 
 # Largest half width of the effective rank, relative to it, that the Gram may leave behind.
 EFFECTIVE_RANK_TOLERANCE = 1e-5
 
-# Entries of float64 copies that an accelerator holds at once (1 GiB).
-_BATCH_ENTRIES = 2**27
+# Leading singular vectors per matrix, unless more or fewer are asked for: the paper's figures show
+# the first 100 entries of every diagonal.
+DEFAULT_VECTORS = 100
+
+# Bytes that decomposition uses at once beside its arguments and results.
+DEFAULT_WORKSPACE = 256 * 10**6
+
+# Matrices with a larger R are not decomposed in full: `spectral.subspace`.
+LARGEST_RANK = 2048
 
 _SMALLEST_SUBNORMAL = 2.0**-1074
 _SMALLEST_NORMAL = 2.0**-1022
-
-# torch's is a RuntimeError and numpy's a ValueError; nothing wider is ever caught
-_LINALG_ERRORS: tuple[type[Exception], ...] = (
-    torch.linalg.LinAlgError,  # type: ignore[attr-defined]  # documented, but not re-exported
-    np.linalg.LinAlgError,
-)
 
 
 @dataclass(frozen=True)
@@ -116,31 +129,36 @@ class Decomposition:
         return np.where(bounds < _SMALLEST_NORMAL, bounds + 2 * _SMALLEST_SUBNORMAL, bounds)
 
 
-@dataclass(frozen=True)
-class _Pending:
-    """A finite, non-zero matrix between its solver and its bounds."""
-
-    position: int
-    matrix: Tensor
-    scale: float
-    trace: float  # of the computed Gram matrix of W / scale
-    eigenvalues: Array | None  # descending; None where the eigenvalue solver failed
-
-
 def decompose(
-    matrices: Sequence[Tensor], *, tolerance: float = EFFECTIVE_RANK_TOLERANCE
+    matrices: Sequence[Tensor],
+    *,
+    vectors: int | None = None,
+    basis: bool = False,
+    tolerance: float = EFFECTIVE_RANK_TOLERANCE,
+    workspace: int | None = None,
+    starts: Sequence[Tensor | None] | None = None,
 ) -> list[Decomposition]:
-    """Singular values of every matrix, with intervals that hold the true ones.
+    """Singular values and vectors of every matrix, with bounds that hold.
 
-    The ladder: gram64 (float64 Gram, eigvalsh) -> svd64 (float64 gesdd) -> gesvd64 -> none. A rung
-    is left when its solver reports failure or returns what is not finite. Matrices whose effective
-    rank is less certain than `tolerance` step down to svd64 once, for their values.
+    The ladder: gram64 (float64 Gram, symmetric eigenvalue solver) -> svd64 (float64 gesdd) ->
+    gesvd64 -> none. A rung is left when its solver reports failure or returns what is not finite.
+    Matrices whose effective rank is less certain than `tolerance` have their values computed
+    again, once: deflated64 where eigenvectors are at hand or W is elongated, else svd64.
+    Matrices with R above 2048 have their leading singular triples only, found by block subspace
+    iteration (subspace64), and an estimate of sums over the rest: `Decomposition.tail`.
 
     Args:
         matrices: each of shape (m, n), m and n at least 1, any real floating dtype, any device; not
             modified, and nothing is recorded for differentiation.
+        vectors: how many leading singular vectors of each, at most its R; 0 for values only, which
+            takes half the time. None: `DEFAULT_VECTORS`, or R where that is less.
+        basis: whether to return all singular vectors of the shorter side.
         tolerance: largest accepted half width of the effective rank, relative to it; ``inf`` never
-            steps down.
+            computes again.
+        workspace: bytes to use at once; None: 256 MB, or three times the largest matrix where that
+            is more. Changes no number.
+        starts: for each matrix, the right vectors of an earlier decomposition, (n, any), or None:
+            where subspace iteration begins (R above 2048; ignored otherwise).
 
     Returns:
         one `Decomposition` per matrix, in order. A matrix that is not finite is a result, flagged
@@ -148,33 +166,34 @@ def decompose(
 
     Raises:
         TypeError: if a matrix is complex, integer or boolean.
-        ValueError: if a matrix does not have two dimensions or has no entries.
+        ValueError: if a matrix does not have two dimensions or has no entries, or if `vectors` is
+            negative or more than a matrix has.
 
     Source: Weyl's inequality, with the rounding errors of `spectral.gram` and docs/metrics.md.
     """
     for matrix in matrices:
-        _check(matrix)
+        check_matrix(matrix, vectors)
     results: dict[int, Decomposition] = {}
-    pending: dict[int, list[_Pending]] = defaultdict(list)
     with torch.no_grad():
-        for positions in _batches(matrices):
-            peaks, scales, grams = scaled_grams([matrices[p].detach() for p in positions])
-            for i, position in enumerate(positions):
-                matrix, peak = matrices[position].detach(), peaks[i]
-                if peak == 0.0 or not math.isfinite(peak):
-                    results[position] = _trivial(matrix, zero=peak == 0.0)
-                    continue
-                gram = grams[i]
-                trace = gram.trace().item()
-                item = _Pending(position, matrix, scales[i], trace, _eigenvalues(gram))
-                pending[min(matrix.shape)].append(item)
-        for group in pending.values():
-            for item, decomposition in zip(group, _finish(group, tolerance), strict=True):
-                results[item.position] = decomposition
+        own = [matrix.detach() for matrix in matrices]
+        small = []
+        for position, matrix in enumerate(own):
+            if min(matrix.shape) <= LARGEST_RANK:
+                small.append(position)
+            else:
+                start = starts[position] if starts else None
+                results[position] = _large(matrix, vectors, start, workspace)
+        for chunk in _chunks(own, small, workspace):
+            batches = list(batches_of([own[p] for p in chunk]))
+            enqueued = [enqueue([own[chunk[i]] for i in batch]) for batch in batches]
+            found = finish(enqueued, vectors=vectors, basis=basis, tolerance=tolerance)
+            order = (chunk[i] for batch in batches for i in batch)
+            results.update(zip(order, found, strict=True))
     return [results[position] for position in range(len(matrices))]
 
 
-def _check(matrix: Tensor) -> None:
+def check_matrix(matrix: Tensor, vectors: int | None = None) -> None:
+    """Refuse what cannot be decomposed; raises as `decompose` does."""
     if not matrix.dtype.is_floating_point:
         raise TypeError(
             f"expected a matrix of real floating-point numbers, got {matrix.dtype}; the spectra "
@@ -184,124 +203,248 @@ def _check(matrix: Tensor) -> None:
         raise ValueError(
             f"expected a matrix (m, n) with m, n >= 1, got the shape {tuple(matrix.shape)}"
         )
-
-
-def _batches(matrices: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Positions of matrices that are multiplied in one call."""
-    together: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for position, matrix in enumerate(matrices):
-        if matrix.device.type == "cpu":
-            yield [position]
-        else:
-            together[(tuple(matrix.shape), matrix.dtype, matrix.device)].append(position)
-    for positions in together.values():
-        size = max(1, _BATCH_ENTRIES // matrices[positions[0]].numel())
-        for start in range(0, len(positions), size):
-            yield positions[start : start + size]
-
-
-def _trivial(matrix: Tensor, *, zero: bool) -> Decomposition:
-    value = 0.0 if zero else math.nan
-    entries = np.full(min(matrix.shape), value)
-    shape = (matrix.shape[0], matrix.shape[1])
-    flag = "zero" if zero else "diverged"
-    return Decomposition(shape, entries, entries, value, value, 1.0, "none", flag)
-
-
-def _eigenvalues(gram: Tensor) -> Array | None:
-    try:
-        return _finite(torch.linalg.eigvalsh(gram).numpy()[::-1])
-    except _LINALG_ERRORS:
-        return None
-
-
-def _finite(values: Array) -> Array:
-    # a sum of finite values of order one is finite; three times as fast as asking each
-    if not math.isfinite(values.sum()):
-        raise np.linalg.LinAlgError("the solver returned values that are not finite")
-    return values
-
-
-def _finish(group: list[_Pending], tolerance: float) -> list[Decomposition]:
-    """Decompositions of matrices of one R, after the steps down the ladder that they need."""
-    grams: dict[int, Decomposition] = {}
-    uncertain = set()
-    solved = [(item, item.eigenvalues) for item in group if item.eigenvalues is not None]
-    if solved:
-        values, bounds = singular_values_from(
-            np.stack([eigenvalues for _, eigenvalues in solved]),
-            np.array([item.trace for item, _ in solved]),
-            [max(item.matrix.shape) for item, _ in solved],
+    if vectors is not None and not 0 <= vectors <= min(matrix.shape):
+        raise ValueError(
+            f"expected at most {min(matrix.shape)} singular vectors of a matrix of the shape "
+            f"{tuple(matrix.shape)}, got vectors={vectors}"
         )
+
+
+def _chunks(
+    matrices: Sequence[Tensor], positions: Sequence[int], workspace: int | None
+) -> Iterator[list[int]]:
+    """Positions of matrices that are decomposed together, those of equal R beside each other."""
+    if workspace is None:
+        largest = max((matrices[p].numel() for p in positions), default=0)
+        workspace = max(DEFAULT_WORKSPACE, 3 * 8 * largest)
+    chunk: list[int] = []
+    used = 0
+    for position in sorted(positions, key=lambda p: min(matrices[p].shape)):
+        # Gram matrix, eigenvectors, and a copy of them while they are put into order
+        need = 3 * 8 * min(matrices[position].shape) ** 2
+        if chunk and used + need > workspace:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(position)
+        used += need
+    if chunk:
+        yield chunk
+
+
+def batches_of(matrices: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Indices of matrices that are multiplied in one call."""
+    together: dict[tuple[object, ...], list[int]] = defaultdict(list)
+    for index, matrix in enumerate(matrices):
+        if matrix.device.type == "cpu":
+            yield [index]
+        else:
+            together[(tuple(matrix.shape), matrix.dtype, matrix.device)].append(index)
+    yield from together.values()
+
+
+@dataclass(frozen=True)
+class Enqueued:
+    """Matrices of one shape whose Gram matrices are on their way. Nothing has waited for a device.
+
+    Attributes:
+        weights: the matrices, (m, n) each. They must not change before `finish` has run.
+        peaks: shape (B,), max|W|.
+        scales: shape (B,), the power of two each is divided by.
+        grams: shape (B, R, R), on the device of the weights.
+    """
+
+    weights: list[Tensor]
+    peaks: Tensor
+    scales: Tensor
+    grams: Tensor
+
+
+def enqueue(matrices: Sequence[Tensor]) -> Enqueued:
+    """Begin the decomposition of matrices of one shape, dtype and device (on a CPU: of one)."""
+    if len(matrices) == 1:
+        (weights,) = matrices
+        peak, scale = peaks_and_scales(weights)
+        grams = gram(row_blocks(weights, scale))
+        return Enqueued([weights], peak[None], scale[None], grams[None])
+    stack = torch.stack(list(matrices))
+    peaks, scales = peaks_and_scales(stack)
+    return Enqueued(list(stack), peaks, scales, gram(row_blocks(stack, scales)))
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """A finite, non-zero matrix between its solver and its bounds."""
+
+    weights: Tensor
+    scale: Tensor
+    trace: float  # of the computed Gram matrix of W / scale
+    eigen: Eigen | None  # None where the solver failed
+
+
+def finish(
+    batches: Sequence[Enqueued], *, vectors: int | None, basis: bool, tolerance: float
+) -> list[Decomposition]:
+    """The decompositions of enqueued matrices, in order; arguments as of `decompose`."""
+    results: dict[int, Decomposition] = {}
+    same_rank: dict[int, list[tuple[int, _Solved]]] = defaultdict(list)
+    position = 0
+    for batch in batches:
+        usable = []
+        for i, peak in enumerate(batch.peaks.tolist()):
+            if peak == 0.0 or not math.isfinite(peak):
+                shape = batch.weights[i]
+                results[position + i] = _trivial(shape, vectors, zero=peak == 0.0)
+            else:
+                usable.append(i)
+        want = basis or vectors is None or vectors > 0
+        traces = batch.grams.diagonal(dim1=-2, dim2=-1).sum(-1).tolist()
+        for i, eigen in zip(usable, solve(batch.grams[usable], vectors=want), strict=True):
+            item = _Solved(batch.weights[i], batch.scales[i], traces[i], eigen)
+            same_rank[batch.grams.shape[-1]].append((position + i, item))
+        position += len(batch.weights)
+    for rank, items in same_rank.items():
+        k = min(DEFAULT_VECTORS if vectors is None else vectors, rank)
+        found = _bounded([item for _, item in items], k, basis=basis, tolerance=tolerance)
+        results.update(zip((p for p, _ in items), found, strict=True))
+    return [results[p] for p in range(position)]
+
+
+def _trivial(weights: Tensor, vectors: int | None, *, zero: bool) -> Decomposition:
+    rank = min(weights.shape)
+    value = 0.0 if zero else math.nan
+    k = min(DEFAULT_VECTORS if vectors is None else vectors, rank)
+    return Decomposition(
+        shape=(weights.shape[0], weights.shape[1]),
+        unit_values=np.full(rank, value),
+        unit_bounds=np.full(rank, value),
+        unit_frobenius=value,
+        unit_frobenius_bound=value,
+        scale=1.0,
+        method="none",
+        flag="zero" if zero else "diverged",
+        precision=torch.finfo(weights.dtype).eps,
+        vectors=SingularVectors.unknown(weights, k) if k else None,
+    )
+
+
+def _bounded(
+    items: Sequence[_Solved], k: int, *, basis: bool, tolerance: float
+) -> list[Decomposition]:
+    """Decompositions of matrices of one R: bounds, second looks, vectors."""
+    found: list[Decomposition | None] = [None] * len(items)
+    indices = [i for i, item in enumerate(items) if item.eigen is not None]
+    if indices:
+        own = [items[i] for i in indices]
+        eigenvalues = np.stack([item.eigen.values for item in own if item.eigen])
+        traces = np.array([item.trace for item in own])
+        eps = eigenvalue_error(eigenvalues, traces, [max(item.weights.shape) for item in own])
+        values, bounds = singular_values_from(eigenvalues, eps)
         rank, lower, upper = effective_rank_range(values, bounds)
         wide = ~(np.maximum(upper - rank, rank - lower) <= tolerance * rank)
-        for row, (item, _) in enumerate(solved):
-            grams[item.position] = _assemble(item, values[row], bounds[row], "gram64")
+        frobenius = np.sqrt(traces)
+        angles = angle_bounds(eigenvalues, eps, frobenius, k) if k else None
+        for row, (i, item) in enumerate(zip(indices, own, strict=True)):
+            result = _assemble(item, values[row], bounds[row], "gram64")
             if wide[row]:
-                uncertain.add(item.position)
-    results = []
-    for item in group:
-        result = grams.get(item.position)
-        if result is None or item.position in uncertain:
-            # where both direct solvers fail, the Gram's values stand with their wide bounds
-            result = _direct(item) or result or _unsolved(item)
-        results.append(result)
-    return results
+                # where the second look fails, the first stands with its wide bounds
+                result = _again(item, float(eps[row]), result) or result
+            eigenvectors = item.eigen.vectors if item.eigen else None
+            if angles is not None and eigenvectors is not None:
+                own_angles = Angles(*(bound[row] for bound in angles))
+                triples = _vectors(item, result.values[:k], eigenvectors[:, :k], own_angles)
+                result = replace(result, vectors=triples)
+            if basis:
+                result = replace(result, basis=eigenvectors)
+            found[i] = result
+    return [
+        result or _direct(item) or _unsolved(item, k)
+        for result, item in zip(found, items, strict=True)
+    ]
 
 
-def _assemble(item: _Pending, values: Array, bounds: Array, method: str) -> Decomposition:
+def _vectors(item: _Solved, values: Array, short: Tensor, angles: Angles) -> SingularVectors:
+    """Both sides' vectors from those of the shorter side: W^T u_j or W v_j, normalised."""
+    short = short.contiguous()
+    long = times(item.weights, item.scale, short)
+    lengths = torch.linalg.vector_norm(long, dim=0)
+    # a vector of length zero belongs to a singular value of zero, and is not determined
+    long = long / torch.where(lengths > 0.0, lengths, 1.0)
+    if item.weights.shape[0] <= item.weights.shape[1]:
+        return SingularVectors(
+            values, short, long, angles.short, angles.long, angles.short_span, angles.long_span
+        )
+    return SingularVectors(
+        values, long, short, angles.long, angles.short, angles.long_span, angles.short_span
+    )
+
+
+def _assemble(item: _Solved, values: Array, bounds: Array, method: str) -> Decomposition:
     frobenius = math.sqrt(item.trace)
-    relative = summation_error(max(item.matrix.shape)) + (len(values) + 4) * UNIT_ROUNDOFF
+    shape = (item.weights.shape[0], item.weights.shape[1])
+    scale = item.scale.item()
+    relative = summation_error(max(shape)) + (len(values) + 4) * UNIT_ROUNDOFF
+    finfo = torch.finfo(item.weights.dtype)
     # both are powers of two, so this compares max|W| itself
-    subnormal = item.scale < torch.finfo(item.matrix.dtype).tiny
+    subnormal = scale < finfo.tiny
     return Decomposition(
-        shape=(item.matrix.shape[0], item.matrix.shape[1]),
+        shape=shape,
         unit_values=values,
         unit_bounds=bounds,
         unit_frobenius=frobenius,
         unit_frobenius_bound=relative * frobenius,
-        scale=item.scale,
+        scale=scale,
         method=method,
         flag="ill_posed" if method == "none" else "collapsed" if subnormal else None,
+        precision=finfo.eps,
     )
 
 
-def _gesdd(unit: Tensor) -> Array:
-    values: Array = torch.linalg.svdvals(unit).numpy()
-    return values
+def _again(item: _Solved, eps: float, first: Decomposition) -> Decomposition | None:
+    """A second look at the values alone, where the first leaves the effective rank uncertain."""
+    short, long = sorted(item.weights.shape)
+    eigen = item.eigen
+    assert eigen is not None
+    eigenvectors = eigen.vectors
+    if eigenvectors is None and long >= 3 * short:
+        # two passes of eigenvalues cost less than one SVD of an elongated matrix
+        (solved,) = solve(gram(row_blocks(item.weights, item.scale))[None], vectors=True)
+        eigenvectors = solved.vectors if solved else None
+    if eigenvectors is not None:
+        weights, scale = item.weights, item.scale
+        frobenius = first.unit_frobenius
+        found = deflated(weights, scale, eigen.values, eigenvectors, eps, frobenius)
+        if found is not None:
+            return _assemble(item, *found, "deflated64")
+    return _direct(item)
 
 
-def _gesvd(unit: Tensor) -> Array:
-    # torch lets the caller choose a driver for CUDA input only
-    values: Array = scipy.linalg.svd(unit.numpy(), compute_uv=False, lapack_driver="gesvd")
-    return values
-
-
-_DIRECT: tuple[tuple[str, Callable[[Tensor], Array]], ...] = (
-    ("svd64", _gesdd),
-    ("gesvd64", _gesvd),
-)
-
-
-def _direct(item: _Pending) -> Decomposition | None:
+def _direct(item: _Solved) -> Decomposition | None:
     """Singular values of the matrix itself, or None if both direct solvers fail.
 
     |computed - true value| <= (L + 4 R + 32) u ||W||_F for every value: a backward error of the
     orthogonal reductions that grows linearly with the dimensions. Set from measurements; the tests
     hold it against exact values.
     """
-    unit = item.matrix.to("cpu", torch.float64, memory_format=torch.contiguous_format) / item.scale
-    short, long = sorted(item.matrix.shape)
-    for method, solve in _DIRECT:
-        try:
-            values = _finite(solve(unit))
-        except _LINALG_ERRORS:
-            continue
-        bound = (long + 4 * short + 32) * UNIT_ROUNDOFF * (1.0 + 1e-6) * math.sqrt(item.trace)
-        return _assemble(item, values, np.full(short, bound), method)
-    return None
+    unit = item.weights.to("cpu", torch.float64, memory_format=torch.contiguous_format)
+    found = direct(unit / item.scale.cpu())
+    if found is None:
+        return None
+    method, values = found
+    short, long = sorted(item.weights.shape)
+    bound = (long + 4 * short + 32) * UNIT_ROUNDOFF * (1.0 + 1e-6) * math.sqrt(item.trace)
+    return _assemble(item, values, np.full(short, bound), method)
 
 
-def _unsolved(item: _Pending) -> Decomposition:
-    nothing = np.full(min(item.matrix.shape), math.nan)
-    return _assemble(item, nothing, nothing, "none")
+def _unsolved(item: _Solved, k: int) -> Decomposition:
+    nothing = np.full(min(item.weights.shape), math.nan)
+    result = _assemble(item, nothing, nothing, "none")
+    return replace(result, vectors=SingularVectors.unknown(item.weights, k) if k else None)
+
+
+def _large(
+    matrix: Tensor, vectors: int | None, start: Tensor | None, workspace: int | None
+) -> Decomposition:
+    from spectral.subspace import decompose_large  # it needs what is defined here
+
+    k = max(1, DEFAULT_VECTORS if vectors is None else vectors)
+    return decompose_large(matrix, k, start=start, workspace=workspace)

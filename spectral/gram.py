@@ -9,7 +9,7 @@ Shape legend: B matrices of m x n, L = max(m, n), R = min(m, n).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -23,37 +23,94 @@ from spectral.entropy import UNIT_ROUNDOFF, Array
 BLOCK_ROWS = 256
 
 
-def scaled_grams(matrices: Sequence[Tensor]) -> tuple[list[float], list[float], Tensor]:
-    """Gram matrices of W / scale on the smaller side, for matrices of one shape and device.
+# Columns of a Gram matrix that one product makes. It is symmetric: only what lies on and right of
+# the diagonal blocks is computed, 5/8 of it with four panels.
+PANEL_COLUMNS = 192
+
+
+def peaks_and_scales(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """max|W| of each matrix, and the power of two that it is divided by.
 
     Args:
-        matrices: B matrices (m, n), any real floating dtype; not modified.
+        weights: shape (m, n) or (B, m, n), any real floating dtype; not modified.
 
     Returns:
-        (peaks, scales, grams): max|W| of each, NaN or inf if an entry is not finite; the power of
-        two with scale <= peak < 2 scale (1.0 for a peak of zero or not finite); and the float64
-        Grams, shape (B, R, R), on the CPU, without meaning where the peak is not finite.
+        (peaks, scales), float64, shape () or (B,), on the device of the weights, without waiting
+        for it: a peak is NaN or inf if an entry is not finite; scale <= peak < 2 scale, and 1 for a
+        peak of zero or not finite.
     """
-    stack = matrices[0][None] if len(matrices) == 1 else torch.stack(list(matrices))
-    stack = stack.to(torch.float64, memory_format=torch.contiguous_format)
-    if len(matrices) == 1:
-        least, largest = stack.aminmax()
-        peaks = [max(-least.item(), largest.item())]
-        scales = [scale_below(peaks[0])]
-        units = stack / scales[0]
+    if weights.dim() == 2:
+        least, largest = weights.aminmax()
     else:
-        least, largest = stack.flatten(1).aminmax(dim=1)
-        peaks = torch.maximum(-least, largest).tolist()
-        scales = [scale_below(peak) for peak in peaks]
-        units = stack / torch.tensor(scales, dtype=stack.dtype, device=stack.device)[:, None, None]
-    tall = units if units.shape[1] >= units.shape[2] else units.mT
-    if tall.shape[1] <= BLOCK_ROWS:
-        return peaks, scales, torch.bmm(tall.mT, tall).cpu()
-    grams = tall.new_zeros(len(matrices), tall.shape[2], tall.shape[2])
-    for start in range(0, tall.shape[1], BLOCK_ROWS):
-        block = tall[:, start : start + BLOCK_ROWS]
-        grams += torch.bmm(block.mT, block)
-    return peaks, scales, grams.cpu()
+        least, largest = weights.flatten(1).aminmax(dim=1)
+    peaks = torch.maximum(-least, largest).double()
+    if peaks.device.type == "cpu" and peaks.dim() == 0:
+        return peaks, torch.tensor(scale_below(peaks.item()), dtype=torch.float64)
+    exponents = torch.frexp(peaks).exponent - 1
+    usable = torch.isfinite(peaks) & (peaks != 0.0)
+    one = torch.ones_like(peaks)
+    return peaks, torch.where(usable, torch.ldexp(one, torch.where(usable, exponents, 0)), one)
+
+
+def row_blocks(weights: Tensor, scales: Tensor) -> Iterator[Tensor]:
+    """W / scale in float64, `BLOCK_ROWS` of the longer side at a time: shape (..., <= 256, R).
+
+    No copy of a whole matrix is made; a block stays in the cache while it is used.
+    """
+    wide = weights.shape[-2] <= weights.shape[-1]
+    long_axis = weights.dim() - 1 if wide else weights.dim() - 2
+    divisors = scales[..., None, None]
+    for start in range(0, weights.shape[long_axis], BLOCK_ROWS):
+        length = min(BLOCK_ROWS, weights.shape[long_axis] - start)
+        block = weights.narrow(long_axis, start, length)
+        # one copy, also where the weights are float64 already: the division is in place
+        block = block.to(torch.float64, memory_format=torch.contiguous_format, copy=True)
+        block.div_(divisors)
+        yield block.mT if wide else block
+
+
+def gram(blocks: Iterable[Tensor]) -> Tensor:
+    """Sum of block^T block over blocks of rows: shape (..., R, R), symmetric to the bit.
+
+    Args:
+        blocks: at least one, float64, shape (..., <= `BLOCK_ROWS`, R).
+    """
+    result: Tensor | None = None
+    panels = 1
+    for block in blocks:
+        size = block.shape[-1]
+        panels = -(-size // PANEL_COLUMNS)
+        if panels == 1:
+            product = block.mT @ block
+            result = product if result is None else result.add_(product)
+            continue
+        if result is None:
+            result = block.new_zeros(*block.shape[:-2], size, size)
+        for start in range(0, size, PANEL_COLUMNS):
+            panel = block[..., start : start + PANEL_COLUMNS].mT
+            rest = block[..., start:]
+            rows = result[..., start : start + PANEL_COLUMNS, start:]
+            rows.addmm_(panel, rest) if rows.dim() == 2 else rows.baddbmm_(panel, rest)
+    assert result is not None
+    if panels > 1:
+        # solvers read one triangle; the other is filled in for whoever reads both
+        upper = result.triu_()
+        result = upper + upper.triu(1).mT
+    return result
+
+
+def times(weights: Tensor, scales: Tensor, right: Tensor) -> Tensor:
+    """(W / scale) right where W is tall, (W / scale)^T right where it is wide.
+
+    Args:
+        weights: shape (..., m, n).
+        scales: shape (...).
+        right: shape (..., R, k), float64: vectors of the shorter side.
+
+    Returns:
+        shape (..., L, k), float64.
+    """
+    return torch.cat([block @ right for block in row_blocks(weights, scales)], dim=-2)
 
 
 def scale_below(peak: float) -> float:
@@ -75,28 +132,43 @@ def summation_error(long_side: int) -> float:
     return terms * UNIT_ROUNDOFF / (1.0 - terms * UNIT_ROUNDOFF)
 
 
-def singular_values_from(
-    eigenvalues: Array, traces: Array, long_sides: Sequence[int]
-) -> tuple[Array, Array]:
-    """Singular values with half widths from the eigenvalues of computed Gram matrices.
+def eigenvalue_error(eigenvalues: Array, traces: Array, long_sides: Sequence[int]) -> Array:
+    """How far eigenvalues and eigenvectors of a computed Gram matrix G are from true ones.
 
-    |computed - true eigenvalue| <= eps = g ||W||_F^2 + (2 R + 24) u lambda_1. The first term is
-    forming the Gram (a theorem, g = `summation_error`); the second is the solver (measured: at most
-    12.5 u lambda_1 for R = 2 to 64 and eight kinds of spectra, against 40 digits; R u lambda_1
-    would be too small below R = 9). Weyl: sqrt(lambda - eps) <= sigma <= sqrt(lambda + eps).
+    eps = g ||W||_F^2 + (2 R + 24) u lambda_1 bounds |computed - true eigenvalue|, and the norm of
+    the residual W^T W V - V Lambda of any set of computed eigenvectors V. The first term is forming
+    the Gram (a theorem, g = `summation_error`); the second is the solver, measured for R = 2 to 64
+    and eight kinds of spectra against 40 digits (values: at most 12.5 u lambda_1, where R u
+    lambda_1 would be too small below R = 9) and in 80-bit arithmetic (residuals, R up to 512).
 
     Args:
-        eigenvalues: shape (B, R), descending, possibly negative by rounding.
+        eigenvalues: shape (B, R), descending.
         traces: shape (B,), of the computed Gram matrices.
         long_sides: L of each matrix.
 
     Returns:
-        (values, half widths), both (B, R).
+        eps, shape (B,).
     """
     forming = np.array([summation_error(long_side) for long_side in long_sides])
     solver = (2 * eigenvalues.shape[1] + 24) * UNIT_ROUNDOFF
     # 1e-6: trace and lambda_1 are themselves computed
-    eps = (1.0 + 1e-6) * (forming * traces + solver * eigenvalues[:, 0])[:, None]
+    eps: Array = (1.0 + 1e-6) * (forming * traces + solver * eigenvalues[:, 0])
+    return eps
+
+
+def singular_values_from(eigenvalues: Array, eps: Array) -> tuple[Array, Array]:
+    """Singular values with half widths from eigenvalues of Gram matrices that err by at most eps.
+
+    Weyl: sqrt(lambda - eps) <= sigma <= sqrt(lambda + eps).
+
+    Args:
+        eigenvalues: shape (B, R), descending, possibly negative by rounding.
+        eps: shape (B,), from `eigenvalue_error`.
+
+    Returns:
+        (values, half widths), both (B, R).
+    """
+    eps = eps[:, None]
     squares = np.maximum(eigenvalues, 0.0)
     values = np.sqrt(squares)
     # differences of square roots, written as quotients that do not cancel

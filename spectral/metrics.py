@@ -79,4 +79,10 @@ QUANTITIES: dict[str, Metric] = _table(
 MEASUREMENTS: dict[str, str] = {
     "ranks": "effective and stable ranks and norms of every matrix view, each with its interval",
     "spectrum": "all singular values of every matrix view, with their bounds",
+    "alignment": "how far the singular vectors of coupled matrices line up, beside chance levels",
+    "agreement": "singular vectors compared with those at step 0, of the last snapshot, and at the "
+    "end",
+    "pruned": "the evaluation of models that keep a part of their singular directions",
+    "update": "the spectrum of what was added to each matrix since the last snapshot",
+    "operator": "singular values of convolutions as operators on their feature maps",
 }

@@ -50,6 +50,14 @@ class SingularVectors:
     left_span_errors: Array
     right_span_errors: Array
 
+    @classmethod
+    def unknown(cls, weights: Tensor, k: int) -> SingularVectors:
+        """Of a matrix that has none: it is zero, not finite, or no solver succeeded."""
+        m, n = weights.shape
+        nothing = np.ones(k)
+        left, right = (weights.new_zeros(size, k, dtype=torch.float64) for size in (m, n))
+        return cls(np.full(k, np.nan), left, right, nothing, nothing, nothing, nothing)
+
     @property
     def shape(self) -> tuple[int, int]:
         """(m, n) of W."""

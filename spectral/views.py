@@ -14,6 +14,7 @@ from torch import Tensor, nn
 Layout = Literal["matrix", "conv", "conv_transpose"]
 Side = Literal["left", "right"]
 Slice = tuple[int, int]
+Tap = tuple[int, ...] | Literal["all"]
 
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -136,7 +137,8 @@ class CouplingEnd:
         entries: half-open slice of each vector (gates, column halves); None: all entries.
         reshape: the shape (c, k...) a vector is folded into before `tap` picks from it; None: not
             folded. Excludes `entries`.
-        tap: index into the axes of `reshape` after the first, leaving a vector of length c.
+        tap: index into the axes of `reshape` after the first, leaving a vector of length c; or
+            ``all``: each index in turn, and what is made of them, as absolute values, is averaged.
 
     Raises:
         ValueError: from the constructor, if a field is not of this form.
@@ -146,7 +148,7 @@ class CouplingEnd:
     side: Side
     entries: Slice | None = None
     reshape: tuple[int, ...] | None = None
-    tap: tuple[int, ...] | None = None
+    tap: Tap | None = None
 
     def __post_init__(self) -> None:
         _check_name("coupling end", "view", self.view)
@@ -167,6 +169,10 @@ class CouplingEnd:
                 f"{owner}: reshape must be at least two positive whole numbers, got "
                 f"{self.reshape!r}"
             )
+        if self.tap == "all":
+            return
+        if not isinstance(self.tap, tuple):
+            raise ValueError(f"{owner}: tap must be a tuple of indices or 'all', got {self.tap!r}")
         inside = len(self.tap) == len(self.reshape) - 1 and all(
             type(t) is int and 0 <= t < s for t, s in zip(self.tap, self.reshape[1:], strict=False)
         )
@@ -181,15 +187,20 @@ class Coupling:
     """Which vectors of one view meet which of another.
 
     The alignment of a coupling is made of |<a_j, b_j>| over unit vectors a_j of `first` and b_j of
-    `second`. Its chance level is sqrt(2 / pi) / sqrt(length).
+    `second`, or over the parts of them that the ends pick, which are not normalised again. Its
+    chance level is sqrt(2 / pi) / sqrt(length).
 
     Attributes:
         first: the earlier matrix, as a rule with its left vectors.
         second: the later matrix, as a rule with its right vectors.
         length: the *unsliced* length of the vectors, which sets the chance level (4608 for a tap of
-            a 512x3x3 convolution, 1024 for one gate of 256).
+            a 512x3x3 convolution, 1024 for one gate of 256). Where vectors of lengths d and d' are
+            both sliced, to c entries, it is d d' / c: the square of an entry is c / (d d') on
+            average (2048 for a gate of 256 out of 1024 against one half of 512).
         group: couplings of equal `group` are averaged (the heads of one Q-K pair); None: alone.
         name: the `subject` of the coupling's rows; by default ``first->second``.
+        residual: whether the two meet across a residual stream, past what lies between them. The
+            paper leaves these out on purpose, and so do measurements unless asked for them.
 
     Raises:
         ValueError: from the constructor, if a field is not of this form.
@@ -200,6 +211,7 @@ class Coupling:
     length: int
     group: str | None = None
     name: str = ""
+    residual: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -212,6 +224,12 @@ class Coupling:
             )
         if self.group is not None:
             _check_name(f"coupling {self.name!r}", "group", self.group)
+        if type(self.residual) is not bool:
+            raise ValueError(
+                f"coupling {self.name!r}: residual must be True or False, got {self.residual!r}"
+            )
+        if self.first.tap == self.second.tap == "all":
+            raise ValueError(f"coupling {self.name!r}: tap 'all' is for one end only, both have it")
 
 
 def discover(module: nn.Module) -> list[MatrixView]:

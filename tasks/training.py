@@ -12,14 +12,15 @@ by whoever has to synchronise anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tasks.config import FullBatchConfig, PerTrial, TrainingConfig, per_trial_fields
+from tasks.mapping import Mapped, Mapper, filled, modes_kept, one_by_one, slots_of
+from tasks.mapping import vmap as _vmap
 from tasks.optimisers import MOMENTS, Optimiser
 from tasks.random import STREAMS, Streams
 from tasks.state import GroupState, views_of
@@ -80,34 +81,26 @@ def start(task: Task, streams: Streams) -> tuple[nn.Module, GroupState]:
     return models[0], GroupState(0, parameters, buffers, moments, first_bad, flat)
 
 
-Mapped = Callable[[list[Tensor], list[Tensor], Batch], Any]
-"""A function of parameters, buffers and data: of one trial, or all with a leading dimension K."""
-
-Mapper = Callable[[Mapped], Mapped]
-Slots = list[list[tuple[dict[str, Any], str]]]
-
-
-class _Program:
+class Program:
     """What a group's steps reuse: the mapped loss, the leaves of the gradient, scratch memory."""
 
     def __init__(self, task: Task, model: nn.Module, state: GroupState) -> None:
         self.task, self.model = task, model
         self.optimiser = Optimiser(task.configs)
-        self.slots = _slots(model, [*state.parameters, *state.buffers])
+        self.slots = slots_of(model, [*state.parameters, *state.buffers])
         # They share memory with `flat`, so they hold the newest values without being copied to.
         self.leaves = [p.detach().requires_grad_() for p in state.parameters.values()]
-        self.plain = list(state.parameters.values())
         self.buffers = list(state.buffers.values())
         self.gradient = torch.zeros_like(state.flat)
-        self.loss = self._of_group(task.loss, _vmap if task.stackable else _one_by_one)
-        self.evaluate = self._of_group(task.evaluate, torch.vmap if task.stackable else _one_by_one)
+        self.loss = self._of_group(task.loss, _vmap if task.stackable else one_by_one)
+        self.evaluate = self._of_group(task.evaluate, torch.vmap if task.stackable else one_by_one)
         self.eval_data: tuple[Streams | None, dict[str, Batch]] = (None, {})
 
     def _of_group(self, of_one: Callable[[Any, Batch], Any], over: Mapper) -> Mapped:
         """`of_one(forward, data)` for K trials: (parameters, buffers, data) with leading K."""
 
         def of_trial(parameters: list[Tensor], buffers: list[Tensor], data: Batch) -> Any:
-            with _filled(self.slots, [*parameters, *buffers]):
+            with filled(self.slots, [*parameters, *buffers]):
                 return of_one(self.model, data)
 
         return over(of_trial)
@@ -127,92 +120,10 @@ class _Program:
         return torch.cat(rows, dim=1, out=self.gradient)
 
 
-def _slots(model: nn.Module, names: Sequence[str]) -> Slots:
-    """For each name, every place in the modules' own dictionaries that holds that tensor.
-
-    A tied parameter has one name and several places. Writing to the dictionaries is what
-    `torch.func.functional_call` does too, at ten times the cost per step.
-    """
-    owners = [
-        (store, key, tensor)
-        for module in model.modules()
-        for store in (module._parameters, module._buffers)
-        for key, tensor in store.items()
-        if tensor is not None
-    ]
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return [[(s, key) for s, key, tensor in owners if tensor is own[name]] for name in names]
-
-
-@contextmanager
-def _filled(slots: Slots, values: Sequence[Tensor]) -> Iterator[None]:
-    """The model with these tensors in the places of its own."""
-    kept = [[store[key] for store, key in places] for places in slots]
-    try:
-        for places, value in zip(slots, values, strict=True):
-            for store, key in places:
-                store[key] = value
-        yield
-    finally:
-        for places, before in zip(slots, kept, strict=True):
-            for (store, key), value in zip(places, before, strict=True):
-                store[key] = value
-
-
-def _vmap(of_trial: Mapped) -> Mapped:
-    """`torch.vmap` for a function that returns two tensors, without the handling of arguments.
-
-    These are the calls that torch.vmap (2.13) ends up making. It takes nested containers apart and
-    together again on the way, which costs 150 microseconds a step, more than a small model.
-    """
-    torch.vmap(torch.neg)(torch.zeros(1))  # loads the batching rules that are written in Python
-    functorch = torch._C._functorch
-
-    def of_group(parameters: list[Tensor], buffers: list[Tensor], data: Batch) -> Any:
-        size = parameters[0].shape[0]
-        level = functorch._vmap_increment_nesting(size, "error")
-        try:
-            first, second = of_trial(
-                [functorch._add_batch_dim(p, 0, level) for p in parameters],
-                [functorch._add_batch_dim(b, 0, level) for b in buffers],
-                {name: functorch._add_batch_dim(t, 0, level) for name, t in data.items()},
-            )
-            return (
-                functorch._remove_batch_dim(first, level, size, 0),
-                functorch._remove_batch_dim(second, level, size, 0),
-            )
-        finally:
-            functorch._vmap_decrement_nesting()
-
-    return of_group
-
-
-def _one_by_one(of_trial: Mapped) -> Mapped:
-    """What `torch.vmap` does, as a loop: for layers without a batching rule."""
-
-    def of_group(parameters: list[Tensor], buffers: list[Tensor], data: Batch) -> Any:
-        results = [
-            of_trial(
-                [p[k] for p in parameters],
-                [b[k] for b in buffers],
-                {n: t[k] for n, t in data.items()},
-            )
-            for k in range(parameters[0].shape[0])
-        ]
-        if isinstance(results[0], dict):
-            return {
-                n: tuple(torch.stack([r[n][i] for r in results]) for i in (0, 1))
-                for n in results[0]
-            }
-        return tuple(torch.stack([r[i] for r in results]) for i in (0, 1))
-
-    return of_group
-
-
-def _program(task: Task, model: nn.Module, state: GroupState) -> _Program:
-    program: _Program | None = state.program
+def program_of(task: Task, model: nn.Module, state: GroupState) -> Program:
+    program: Program | None = state.program
     if program is None or program.task is not task or program.model is not model:
-        program = state.program = _Program(task, model, state)
+        program = state.program = Program(task, model, state)
     return program
 
 
@@ -223,7 +134,7 @@ def train_step(task: Task, model: nn.Module, state: GroupState, streams: Streams
     A trial whose loss or parameters become non-finite is marked in `state.first_bad` and goes on;
     its companions are not affected.
     """
-    program = _program(task, model, state)
+    program = program_of(task, model, state)
     if not model.training:
         model.train()
     total: Tensor | None = None
@@ -254,38 +165,80 @@ def train_step(task: Task, model: nn.Module, state: GroupState, streams: Streams
 
 
 def evaluate(
-    task: Task, model: nn.Module, state: GroupState, streams: Streams
+    task: Task,
+    model: nn.Module,
+    state: GroupState,
+    streams: Streams,
+    *,
+    parameters: Mapping[str, Tensor] | None = None,
+    buffers: Mapping[str, Tensor] | None = None,
 ) -> dict[tuple[str, str], Tensor]:
-    """Every metric on every split, with the group's parameters as they are.
+    """Every metric on every split, with the group's parameters as they are, or with others.
 
     Sums and weights are added over slices of the examples in float64 and divided once. The model
     runs in eval mode and is left in the modes it was in; nothing in `state` changes.
 
+    Args:
+        task: what is trained.
+        model: the skeleton that `start` returned.
+        state: the group's state.
+        streams: the group's; the data are a function of them, so other parameters see the same.
+        parameters: name -> [K, ...], used in place of the state's; not modified.
+        buffers: likewise in place of the state's persistent buffers.
+
     Returns:
         (split, metric) -> float64 [K], on the device.
+
+    Raises:
+        ValueError: names or shapes of `parameters` or `buffers` are not those of the state.
     """
-    program = _program(task, model, state)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    program = program_of(task, model, state)
+    values = chosen("parameters", parameters, state.parameters)
+    others = chosen("buffers", buffers, state.buffers)
     results: dict[tuple[str, str], Tensor] = {}
-    try:
-        with torch.no_grad():
-            for split in task.splits:
-                data = program.data_of(split, streams)
-                for metric, (total, weight) in _summed(program, data).items():
-                    results[split, metric] = total / weight
-    finally:
-        for module, training in modes:
-            module.training = training
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        for split in task.splits:
+            data = program.data_of(split, streams)
+            for metric, (total, weight) in _summed(program, values, others, data).items():
+                results[split, metric] = total / weight
     return results
 
 
-def _summed(program: _Program, data: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-    sums: dict[str, tuple[Tensor, Tensor]] = {}
+def chosen(
+    kind: str, given: Mapping[str, Tensor] | None, own: Mapping[str, Tensor]
+) -> list[Tensor]:
+    """The tensors to run with, in the order of `own`: those given, if they fit, or its own.
+
+    Raises:
+        ValueError: names or shapes do not fit.
+    """
+    if given is None:
+        return list(own.values())
+    if given.keys() != own.keys():
+        odd = ", ".join(sorted(given.keys() ^ own.keys()))
+        raise ValueError(f"the {kind} to run with are not those of this model; unmatched: {odd}")
+    for name, tensor in own.items():
+        if given[name].shape != tensor.shape:
+            raise ValueError(
+                f"{kind} to run with, {name}: expected {list(tensor.shape)}, "
+                f"got {list(given[name].shape)}"
+            )
+    return [given[name] for name in own]
+
+
+def eval_slices(data: Batch) -> list[slice]:
+    """The examples that go through the model together, in order."""
     examples = next(iter(data.values())).shape[1]
-    for begin in range(0, examples, EVAL_CHUNK):
-        part = {name: t[:, begin : begin + EVAL_CHUNK] for name, t in data.items()}
-        found = program.evaluate(program.plain, program.buffers, part)
+    return [slice(begin, begin + EVAL_CHUNK) for begin in range(0, examples, EVAL_CHUNK)]
+
+
+def _summed(
+    program: Program, parameters: list[Tensor], buffers: list[Tensor], data: Batch
+) -> dict[str, tuple[Tensor, Tensor]]:
+    sums: dict[str, tuple[Tensor, Tensor]] = {}
+    for some in eval_slices(data):
+        found = program.evaluate(parameters, buffers, {n: t[:, some] for n, t in data.items()})
         for metric, (total, weight) in found.items():
             before = sums.get(metric, (0.0, 0.0))
             weight = weight.to(total.device, torch.float64)

@@ -43,7 +43,7 @@ def test_every_singular_value_lies_within_its_stored_bound(truths: dict[str, Tru
 
     assert {name: count for name, count in wrong.items() if count} == {}
     assert {row.bounds.dtype for row in spectra} == {np.dtype(np.float32)}
-    assert {row.method for row in spectra} == {"gram64", "svd64"}
+    assert {row.method for row in spectra} <= {"gram64", "svd64", "deflated64"}
 
 
 def test_every_metric_lies_within_its_stored_interval(truths: dict[str, Truth]) -> None:
@@ -149,7 +149,7 @@ def test_rank_one_products_of_whole_numbers_have_exactly_known_values(
     rank = effective_rank(result)
     assert rank.lower == 1.0
     if shape == (64, 64):
-        assert result.method == ("gram64" if tolerance == math.inf else "svd64")
+        assert result.method == ("gram64" if tolerance == math.inf else "deflated64")
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 16])

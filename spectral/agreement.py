@@ -1,0 +1,249 @@
+"""Agreement of the singular vectors of one matrix view at two times, or in two trials.
+
+Matched by index, as in the paper; beside that as the overlap of the leading subspaces at the last
+gap, because near-equal singular values swap or rotate their vectors without the matrix changing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from spectral.bounded import UNKNOWN, Bounded
+from spectral.chance import agreement_chance
+from spectral.entropy import UNIT_ROUNDOFF, Array
+from spectral.overlap import (
+    chunks,
+    exactly,
+    gap_aware_dimension,
+    mean_of,
+    meet,
+    overlap_of,
+    vectors_of,
+)
+from spectral.rows import ScalarRow, SpectrumRow, rounded_up, scalar_row
+from spectral.vectors import VECTOR_TOLERANCE, SingularVectors
+from spectral.views import Side
+
+_SIDES: tuple[Side, Side] = ("left", "right")
+
+Pair = tuple[SingularVectors, SingularVectors]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the singular vectors of two m x n matrices agree. Every number is dimensionless.
+
+    Attributes:
+        diagonal: shape (k,), float64, in [0, 1]: |(u_j . u*_j) (v_j . v*_j)| for j = 1, 2, ...;
+            NaN where any of the four vectors is not determined (`VECTOR_TOLERANCE`).
+        bounds: shape (k,): |true - diagonal| <= bound; NaN likewise.
+        score: mean of the determined ones among the first 10 entries; UNKNOWN if there is none.
+        ill_posed: whether any of those first entries is not determined.
+        chance: (2 / pi) / sqrt(m n), the expected entry for random vectors.
+        dimension: the largest k' <= 10 at which the leading spans of both sides of both matrices
+            are determined: the last gap; 0 if there is none.
+        left_overlap: ||U_k'^T U*_k'||_F^2 / k' with k' = dimension; UNKNOWN if that is 0. For
+            random subspaces k' / m on average.
+        right_overlap: likewise of the right vectors; k' / n on average.
+    """
+
+    diagonal: Array
+    bounds: Array
+    score: Bounded
+    ill_posed: bool
+    chance: float
+    dimension: int
+    left_overlap: Bounded
+    right_overlap: Bounded
+
+
+class Compared(NamedTuple):
+    """What rows of one view's agreement are made from; vectors None where there are none."""
+
+    subject: str
+    a: SingularVectors | None
+    b: SingularVectors | None
+    method: str
+    flag: str | None
+
+
+def singular_vector_agreement(
+    a: SingularVectors, b: SingularVectors, *, entries: int = 100, score: int = 10
+) -> Agreement:
+    """S_jj = |(u_j . u*_j) (v_j . v*_j)|: the inner product of the j-th rank-one terms.
+
+    Signs of vectors do not matter. Symmetric in its arguments.
+
+    Args:
+        a: singular vectors of a matrix, float64 or float32 (computed with in float64).
+        b: of a matrix of the same shape, at another time or from another trial.
+        entries: how many diagonal entries; fewer if either matrix has fewer vectors.
+        score: how many of them the score and the subspaces are made of.
+
+    Returns:
+        an `Agreement`.
+
+    Raises:
+        ValueError: if the shapes differ (both are named), or `entries` or `score` is below 1.
+
+    Source: Yunis et al., arXiv 2408.11804, equation 5.
+    """
+    return singular_vector_agreements([(a, b)], entries=entries, score=score)[0]
+
+
+def singular_vector_agreements(
+    pairs: Sequence[Pair], *, entries: int = 100, score: int = 10
+) -> list[Agreement]:
+    """`singular_vector_agreement` of many pairs; those of equal shapes in one call.
+
+    Raises:
+        ValueError: as `singular_vector_agreement` does, for the first pair that does not fit.
+    """
+    for name, number in (("entries", entries), ("score", score)):
+        if number < 1:
+            raise ValueError(f"agreement: {name} must be at least 1, got {number}")
+    alike = defaultdict(list)
+    for position, (a, b) in enumerate(pairs):
+        if a.shape != b.shape:
+            (m, n), (p, q) = a.shape, b.shape
+            raise ValueError(
+                f"agreement needs two matrices of one shape, got {m} x {n} and {p} x {q}"
+            )
+        alike[a.shape, a.k, b.k, a.left.device, b.left.device].append(position)
+    results: dict[int, Agreement] = {}
+    for kind in alike.values():
+        a, _ = pairs[kind[0]]
+        for positions in chunks(kind, max(a.left, a.right, key=len)):
+            agreed = _agreed([pairs[position] for position in positions], entries, score)
+            results.update(zip(positions, agreed, strict=True))
+    return [results[position] for position in range(len(pairs))]
+
+
+def _agreed(pairs: Sequence[Pair], entries: int, score: int) -> list[Agreement]:
+    """Pairs of one shape and one number of vectors."""
+    (m, n), k = pairs[0][0].shape, min(entries, pairs[0][0].k, pairs[0][1].k)
+    leading = min(score, k)
+    known = np.ones((len(pairs), k), dtype=bool)
+    meetings, spans = [], []
+    for side in _SIDES:
+        firsts = [vectors_of(a, side) for a, _ in pairs]
+        seconds = [vectors_of(b, side) for _, b in pairs]
+        errors = [np.array([sines[:k] for _, sines, _ in found]) for found in (firsts, seconds)]
+        device = firsts[0][0].device
+        meetings.append(
+            meet(
+                [vectors[:, :k] for vectors, _, _ in firsts],
+                [vectors[:, :k].to(device) for vectors, _, _ in seconds],
+                (errors[0], errors[1]),
+                leading,
+            )
+        )
+        known &= np.maximum(*errors) <= VECTOR_TOLERANCE
+        spans.append([(a[2], b[2]) for a, b in zip(firsts, seconds, strict=True)])
+    x, y = (meeting.diagonal for meeting in meetings)
+    widths = [meeting.widths for meeting in meetings]
+    # |x y - x* y*| <= |x - x*| y + x* |y - y*|, and x* is at most x + |x - x*|, and at most 1
+    width = widths[0] * y + np.minimum(x + widths[0], 1.0) * widths[1] + 4 * UNIT_ROUNDOFF
+    diagonal, bounds = np.where(known, x * y, math.nan), np.where(known, width, math.nan)
+    results = []
+    for row in range(len(pairs)):
+        chosen = np.flatnonzero(known[row, :leading])
+        own = [side[row] for side in spans]
+        dimension = gap_aware_dimension([*own[0], *own[1]], leading)
+        left, right = (
+            overlap_of(meeting, row, dimension, side)
+            for meeting, side in zip(meetings, own, strict=True)
+        )
+        results.append(
+            Agreement(
+                diagonal=diagonal[row],
+                bounds=bounds[row],
+                score=mean_of(diagonal[row, chosen], bounds[row, chosen]),
+                ill_posed=len(chosen) < leading,
+                chance=agreement_chance((m, n)),
+                dimension=dimension,
+                left_overlap=left,
+                right_overlap=right,
+            )
+        )
+    return results
+
+
+def agreement_rows(
+    subject: str,
+    variant: str,
+    a: SingularVectors | None,
+    b: SingularVectors | None,
+    method: str,
+    flag: str | None,
+) -> tuple[list[ScalarRow], SpectrumRow]:
+    """The rows of one view's agreement with itself at another time; see `all_agreement_rows`."""
+    scalars, spectra = all_agreement_rows(variant, [Compared(subject, a, b, method, flag)])
+    return scalars, spectra[0]
+
+
+def all_agreement_rows(
+    variant: str, compared: Sequence[Compared], *, entries: int = 100, score: int = 10
+) -> tuple[list[ScalarRow], list[SpectrumRow]]:
+    """Four numbers and a diagonal for each view.
+
+    `agreement/<variant>`, `subspace_overlap/<variant>_left` and `_right`, their dimension
+    `subspace_overlap/<variant>_dimension`, and the quantity `agreement/<variant>`. Rows whose
+    number, or any entry of the score, is not determined are flagged ``ill_posed`` unless the view
+    itself has a flag, which tells more. Where either matrix has no vectors (zero, diverged), all
+    numbers are NaN, and the diagonal is as long as the other's.
+
+    Args:
+        variant: `initial`, `previous` or `final`.
+        compared: the views of ONE trial: bits of a number may depend on what it is computed with.
+        entries: how many diagonal entries at most.
+        score: how many of them make the score and the subspaces.
+
+    Raises:
+        ValueError: as `singular_vector_agreement` does.
+    """
+    there = [(c.a, c.b) for c in compared if c.a is not None and c.b is not None]
+    found = iter(singular_vector_agreements(there, entries=entries, score=score))
+    scalars: list[ScalarRow] = []
+    spectra: list[SpectrumRow] = []
+    for subject, a, b, method, flag in compared:
+        agreed = next(found) if a is not None and b is not None else None
+        if agreed is None:
+            diagonal = bounds = np.full(
+                min(entries, max(v.k if v else 0 for v in (a, b))), math.nan
+            )
+            score_, left, right, dimension, ill_posed = UNKNOWN, UNKNOWN, UNKNOWN, 0, True
+        else:
+            diagonal, bounds, score_ = agreed.diagonal, agreed.bounds, agreed.score
+            left, right, dimension = agreed.left_overlap, agreed.right_overlap, agreed.dimension
+            ill_posed = agreed.ill_posed
+        score_flag = flag or ("ill_posed" if ill_posed else None)
+        span_flag = flag or (None if dimension else "ill_posed")
+        entry_flag = flag or ("ill_posed" if np.isnan(diagonal).any() else None)
+        overlap = f"subspace_overlap/{variant}"
+        scalars += [
+            scalar_row(subject, f"agreement/{variant}", score_, method, score_flag),
+            scalar_row(subject, f"{overlap}_left", left, method, span_flag),
+            scalar_row(subject, f"{overlap}_right", right, method, span_flag),
+            scalar_row(subject, f"{overlap}_dimension", exactly(dimension), method, span_flag),
+        ]
+        spectra.append(
+            SpectrumRow(
+                subject, f"agreement/{variant}", diagonal, rounded_up(bounds), method, entry_flag
+            )
+        )
+    return scalars, spectra
+
+
+def agreement_chance_row(
+    subject: str, shape: tuple[int, int], method: str, flag: str | None
+) -> ScalarRow:
+    """`agreement/chance` of a view, one row however many variants there are."""
+    chance = exactly(agreement_chance(shape))
+    return scalar_row(subject, "agreement/chance", chance, method, flag)
