@@ -1,7 +1,7 @@
 """What the spectra cost beside the procedure of the paper, beside training, and beside other tools.
 
-Every comparison runs in a process of its own with two threads, ours and the rivals in turn. Run as
-a program, this module is one of those processes.
+Every network is compared in a process of its own with two threads, ours and the rivals in turn. Run
+as a program, this module is one of those processes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from benchmarks import spectra_reference as reference
 from benchmarks.bare import REPOSITORY
 from benchmarks.figures import Figure, Report
-from benchmarks.spectra_share import CADENCE, EVERY_GROUP
-from benchmarks.spectra_weights import KINDS, Weights, build, weights
+from benchmarks.spectra_share import CADENCE, EVERY_GROUP, THREADS
+from benchmarks.spectra_weights import KINDS, Network, Weights, build, weights
 from spectral import Decomposition, SingularVectors, decompose, take_snapshot
 from spectral.agreement import singular_vector_agreements
 from spectral.alignment import alignments
@@ -32,8 +32,6 @@ from spectral.geometry import conv_geometries
 from spectral.operators import conv_operator_spectrum
 from spectral.pruning import split_parameters
 from spectral.ranks import effective_ranks, mass_rank, normalised, stable_rank
-
-THREADS = 2
 
 CLAIMS = {
     ("VGG-16", "initial"): 15.0,
@@ -58,20 +56,19 @@ def measure(*, quick: bool) -> Report:
     figures: list[Figure] = []
     raw: dict[str, Any] = {"compare": {}, "share": {}}
     for name in REPEATS:
+        found = _process("benchmarks.spectra", name, *KINDS, quick=quick)
+        raw["compare"][name] = found
         for kind in KINDS:
-            # no claim is about it, and three minutes of the procedure are enough
-            few = quick or (name, kind) == ("LM", "power law")
-            asked = [f"--repeats={1 if few else REPEATS[name]}", f"--calls={CALLS[name]}"]
-            found = _process("benchmarks.spectra", name, kind, *asked, quick=quick)
-            raw["compare"][f"{name}, {kind}"] = found
-            figures += _compared(name, kind, found["seconds"])
+            figures += _compared(name, kind, found[kind]["seconds"])
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         for name in CADENCE:
-            for kind in ("initial", "collapsed"):
-                asked = [f"--device={device}", f"--repeats={1 if quick else 5}"]
-                found = _process("benchmarks.spectra_share", name, kind, *asked, quick=quick)
-                raw["share"][f"{name}, {kind}, {device}"] = found
-                figures += _shared(name, kind, device, found)
+            kinds = ("initial", "collapsed")
+            found = _process(
+                "benchmarks.spectra_share", name, *kinds, f"--device={device}", quick=quick
+            )
+            raw["share"][f"{name}, {device}"] = found
+            for kind in kinds:
+                figures += _shared(name, kind, device, found[kind])
     return Report("spectra", quick, figures, raw=raw)
 
 
@@ -120,10 +117,9 @@ def final_vectors(given: Weights) -> dict[str, SingularVectors]:
     return {view.name: _vectors(one).rounded() for view, one in zip(views, found, strict=True)}
 
 
-def compare(name: str, kind: str, *, repeats: int, calls: int, quick: bool) -> dict[str, Any]:
+def compare(network: Network, kind: str, *, quick: bool) -> dict[str, Any]:
     """Seconds of ours and of each rival, one timing per repeat."""
-    given = weights(build(name, quick=quick), kind)
-    network = given.network
+    name, given = network.name, weights(network, kind)
     final, final_own = reference.final_factors(given), final_vectors(given)
     now, before = (
         {key: value[None] for key, value in checkpoint.items()}
@@ -147,10 +143,12 @@ def compare(name: str, kind: str, *, repeats: int, calls: int, quick: bool) -> d
     parts["snapshot"]()
     twin = weights(build(name, quick=True), kind)
     reference.procedure(twin, reference.final_factors(twin))
+    # no claim is about the last, and three minutes of the procedure are enough
+    repeats = 1 if quick or (name, kind) == ("LM", "power law") else REPEATS[name]
     seconds: dict[str, list[float]] = {part: [] for part in parts}
     for _ in range(repeats):
         for part, call in parts.items():
-            seconds[part].append(timed(call, calls))
+            seconds[part].append(timed(call, 1 if quick else CALLS[name]))
     few = range(min(repeats, 3))
     if name == "VGG-16":
         operators = _operators(given)
@@ -235,9 +233,9 @@ def _shared(name: str, kind: str, device: str, found: Mapping[str, Any]) -> list
     ]
 
 
-def _process(module: str, name: str, kind: str, *asked: str, quick: bool) -> dict[str, Any]:
+def _process(module: str, *asked: str, quick: bool) -> dict[str, Any]:
     """The JSON that a process of two threads prints last."""
-    command = [sys.executable, "-m", module, name, kind, *asked, *(["--quick"] if quick else [])]
+    command = [sys.executable, "-m", module, *asked, *(["--quick"] if quick else [])]
     threads = {f"{library}_NUM_THREADS": str(THREADS) for library in ("OMP", "MKL", "OPENBLAS")}
     done = subprocess.run(
         command,
@@ -252,18 +250,15 @@ def _process(module: str, name: str, kind: str, *asked: str, quick: bool) -> dic
 
 
 def main() -> None:
-    """One comparison; print JSON."""
+    """One network, with weights of each kind; print JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=REPEATS)
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--calls", type=int, default=1)
+    parser.add_argument("kinds", nargs="+", choices=KINDS)
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(THREADS)
-    found = compare(
-        given.name, given.kind, repeats=given.repeats, calls=given.calls, quick=given.quick
-    )
+    network = build(given.name, quick=given.quick)
+    found = {kind: compare(network, kind, quick=given.quick) for kind in given.kinds}
     print(json.dumps(found))
 
 

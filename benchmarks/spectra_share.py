@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.spectra_weights import Network, build, weights
+from benchmarks.spectra_weights import KINDS, Network, build, weights
 from spectral import MEASUREMENTS, Coupling, MatrixView, take_snapshot
 from tasks.modular_addition import ModularAddition
 from tasks.training import make_streams, start, train_step
+
+THREADS = 2
 
 CADENCE = {"VGG-16": 352, "grokking": 100}
 """Optimiser steps from one snapshot to the next: an epoch of 45,000 images, or a hundred."""
@@ -26,11 +28,13 @@ EVERY_GROUP = tuple(name for name in MEASUREMENTS if name not in ("pruned", "ope
 STEPS = {"VGG-16": 3, "grokking": 100}
 """Optimiser steps per timing."""
 
+REPEATS = 5
+
 GROKKING: dict[str, Any] = {"modulus": 113, "weight_decay": 1.0, "betas": (0.9, 0.98)}
 SMALL: dict[str, Any] = {**GROKKING, "modulus": 31, "width": 32, "feed_forward": 128}
 
 
-def share(name: str, kind: str, *, device: str, repeats: int, quick: bool) -> dict[str, Any]:
+def share(name: str, kind: str, *, device: str, quick: bool) -> dict[str, Any]:
     """Seconds per optimiser step, and per snapshot of each group alone and of all together."""
     network = build(name, quick=quick)
     given = weights(network, kind)
@@ -47,7 +51,7 @@ def share(name: str, kind: str, *, device: str, repeats: int, quick: bool) -> di
     snapshots = {
         label: _snapshot(views, couplings, now, before, groups) for label, groups in chosen.items()
     }
-    steps = 1 if quick else STEPS[name]
+    repeats, steps = (1, 1) if quick else (REPEATS, STEPS[name])
     for call in (step, *snapshots.values()):
         _seconds(call, device)  # what a first call sets up is not training's or measuring's cost
     found: dict[str, list[float]] = {label: [] for label in snapshots}
@@ -119,16 +123,15 @@ def main() -> None:
     """One network on one device; print JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=CADENCE)
-    parser.add_argument("kind")
+    parser.add_argument("kinds", nargs="+", choices=KINDS)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    found = share(
-        given.name, given.kind, device=given.device, repeats=given.repeats, quick=given.quick
-    )
+    torch.set_num_threads(THREADS)
+    found = {
+        kind: share(given.name, kind, device=given.device, quick=given.quick)
+        for kind in given.kinds
+    }
     print(json.dumps(found))
 
 

@@ -161,7 +161,7 @@ def weights(network: Network, kind: str, *, seed: int = 0) -> Weights:
     if kind not in KINDS:
         raise ValueError(f"expected one of {', '.join(KINDS)}, got {kind!r}")
     generator = torch.Generator().manual_seed(seed)
-    start = {name: value.detach() for name, value in network.module.named_parameters()}
+    start = {name: value.detach().clone() for name, value in network.module.named_parameters()}
     now, final = dict(start), dict(start)
     for view in network.views:
         before = view.read(start)

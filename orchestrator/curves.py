@@ -24,6 +24,8 @@ MAX_CURVES = 40
 MAX_POINTS = 200
 SPLITS = ("train", "val", "test")
 _FIRST = ("loss", "error")
+# What is shown of matrices and couplings; `agreement/final` is not, as nobody knows it live.
+_SPECTRAL = (NORMALISED_RANK, "alignment", "agreement/initial")
 _LONGEST_KEY = 240  # MLflow takes 250; room for "_lower"
 
 Series = tuple[str, str]  # subject, metric
@@ -65,7 +67,8 @@ def choose(series: Iterable[Series]) -> dict[Series, str]:
     """The curves of a run and their keys, in order of importance, at most `MAX_CURVES`.
 
     Losses and errors first, then what else is evaluated on a split, then the normalised effective
-    rank of each matrix; slices of matrices (heads) are the first to be left out.
+    rank of each matrix, the alignment of each coupling and the agreement of each matrix with step
+    0; slices of matrices (heads) are the first to be left out.
     """
 
     def order(one: Series) -> tuple[Any, ...]:
@@ -75,9 +78,9 @@ def choose(series: Iterable[Series]) -> dict[Series, str]:
             return (0, rank, metric, SPLITS.index(subject), ())
         split = re.split(r"([0-9]+)", subject)  # numbers at the odd places
         parts = tuple((int(p), "") if i % 2 else (-1, p) for i, p in enumerate(split))
-        return (1, int("[" in subject), "", 0, parts)
+        return (1, int("[" in subject), "", _SPECTRAL.index(metric), parts)
 
-    shown = {one for one in series if one[0] in SPLITS or one[1] == NORMALISED_RANK}
+    shown = {one for one in series if one[0] in SPLITS or one[1] in _SPECTRAL}
     return {one: curve_key(*one) for one in sorted(shown, key=order)[:MAX_CURVES]}
 
 
@@ -137,7 +140,7 @@ def shown_rows(store: Store, trials: pa.Table) -> pa.Table:
     """
     rows = store.scan("scalars", trials)
     split = pc.is_in(rows["subject"], pa.array(SPLITS))
-    return rows.filter(pc.or_(split, pc.equal(rows["metric"], NORMALISED_RANK)))
+    return rows.filter(pc.or_(split, pc.is_in(rows["metric"], pa.array(_SPECTRAL))))
 
 
 def trial_points(store: Store, trials: pa.Table) -> dict[str, list[Point]]:

@@ -122,7 +122,7 @@ class Dispatch:
         self._interrupts = 0
 
         history = planning.history(session.store)
-        session.discard_checkpoints(history.results)  # left by a kill between commit and removal
+        session.discard_working_files(history.results)  # left by a kill between commit and removal
         scope = list(only) if only is not None else None
         self._attempts = history.attempts
         self._lost = history.lost
@@ -252,7 +252,7 @@ class Dispatch:
             self._rows = rows  # not committed: a later flush may still succeed
             raise
         finished = [row["trial_id"] for row in rows if row["status"] in RESULTS]
-        self.session.discard_checkpoints(finished)
+        self.session.discard_working_files(finished)
         if self.tracker is not None and rows:
             self.tracker.committed([row["trial_id"] for row in rows])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -221,6 +222,9 @@ def _meaning(name: str, defined: Mapping[str, Any]) -> dict[str, str]:
         return dict(dataclasses.asdict(defined[name]))
     if name in _TASK_METRICS:
         return {"name": name, **_TASK_METRICS[name]}
+    if pruned := re.fullmatch(r".+/kept_(top|bottom)_[^/]+", name):
+        of_pruned = dataclasses.asdict(defined[f"<metric>/kept_{pruned[1]}_<f>"])
+        return {**of_pruned, "name": name}
     unknown = "as the task defines it"
     facts = {"definition": unknown, "range": unknown, "units": unknown, "source": "the task"}
     return {"name": name, **facts}

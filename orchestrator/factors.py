@@ -186,8 +186,10 @@ def _write_to(
             one = {"trial_id": trial_id, "step": step, "subject": subject}
             one |= {"m": m, "n": n, "k": len(each.values)}
             columns = [pa.array([value], FACTORS.field(name).type) for name, value in one.items()]
-            lists = [getattr(each, name) for name in _NUMBERS]
-            lists += [getattr(each, name).ravel(order="F") for name in _VECTORS]
+            lists = [getattr(each, name).astype(np.float64, copy=False) for name in _NUMBERS]
+            for name in _VECTORS:
+                vectors = getattr(each, name).astype(np.float32, copy=False)
+                lists.append(vectors.ravel(order="F"))
             for flat in lists:
                 offsets = pa.array([0, len(flat)], pa.int32())
                 columns.append(pa.ListArray.from_arrays(offsets, pa.array(flat)))

@@ -219,8 +219,7 @@ class Measurer:
         if saved["last"] is not None:
             packed = saved["last"]["vectors"]
             vectors = {
-                name: recalled_vectors(packed, "last", name, 0)
-                for name in saved["last"]["names"]
+                name: recalled_vectors(packed, "last", name, 0) for name in saved["last"]["names"]
             }
             known = {name: each for name, each in vectors.items() if each is not None}
             self.last = (int(saved["last"]["step"]), known)

@@ -1,8 +1,8 @@
 """The models of a sweep, looked at before anything is launched: can they be measured as asked?
 
-Each structurally distinct model is built once, without data in it if the task's code allows that
-(torch's device "meta"), which takes milliseconds whatever its size. What fails for other reasons
-than the measurements is left to the trials, which report it with a traceback.
+Each structurally distinct model is built once, without numbers in it if the task's code allows that
+(torch's device "meta"), so that its size costs no time. What fails for other reasons than the
+measurements is left to the trials, which report it with a traceback.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,10 +22,10 @@ from orchestrator.errors import Problem, SweepError
 from orchestrator.expansion import Trial, assignment, canonical
 from orchestrator.measure import Measure
 from orchestrator.sweep import Sweep
-from spectral import MatrixView
-from spectral.coupling_checks import check_couplings
-from spectral.geometry import conv_geometries, missing_geometries
+from spectral import Coupling
+from spectral.geometry import ConvGeometry, conv_geometries
 from spectral.pruning import prunable
+from spectral.request import Request
 from tasks import Task, TrainingConfig
 from tasks.config import structural_fields
 from tasks.training import make_streams
@@ -56,12 +56,9 @@ class Space:
 class _Model:
     """What one structurally distinct configuration comes to."""
 
-    views: list[MatrixView]
-    shapes: dict[str, Shape]
+    views: list[str]  # all of them
+    shapes: dict[str, Shape]  # of the views that are measured; empty if there are problems
     problems: list[str]
-
-    def chosen(self, measure: Measure) -> dict[str, Shape]:
-        return {name: shape for name, shape in self.shapes.items() if measure.chooses(name)}
 
 
 @dataclass(frozen=True)
@@ -113,15 +110,16 @@ class Inspection:
     @property
     def problems(self) -> list[str]:
         """Each with the configurations it is about, unless it is about all."""
-        everything = dict.fromkeys(name for _, model in self.built for name in model.shapes)
+        everything = dict.fromkeys(name for _, model in self.built for name in model.views)
         found: list[str] = []
         if len(self.built) == len(self.structures):  # else a pattern may be for another model
             found += _idle_patterns(self.measure, list(everything))
         about: dict[str, list[str]] = {}
         for structure, model in self.built:
-            own = [*model.problems, *_too_many_vectors(self.measure, model)]
-            if not model.chosen(self.measure) and any(map(self.measure.chooses, everything)):
-                own.append("views: no matrix of the model is chosen")
+            own = list(model.problems)
+            chooses = self.measure.chooses
+            if not any(map(chooses, model.views)) and any(map(chooses, everything)):
+                own = ["views: no matrix of the model is chosen"]
             for problem in dict.fromkeys(own):
                 about.setdefault(problem, []).append(structure.label)
         for problem, labels in about.items():
@@ -141,7 +139,7 @@ class Inspection:
         if not self.built:
             return None
         sizes = {
-            id(structure): factors.num_bytes(model.chosen(self.measure), self.measure)
+            id(structure): factors.num_bytes(model.shapes, self.measure)
             for structure, model in self.built
         }
         largest = max(sizes.values())
@@ -195,76 +193,84 @@ def _inspect(task_class: type[Task], trial: Trial) -> _Model | None:
 
 def _look_at(task_class: type[Task], trial: Trial, device: str) -> _Model:
     config = task_class.Config.model_validate_json(json.dumps(dict(trial.params)), strict=True)
-    task = task_class([config])
+    task, measure = task_class([config]), trial.measure
     streams = make_streams([config], [trial.seed]).to(device)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         model = task.build(streams).to(config.dtype)
-    parameters = dict(model.named_parameters())
     views = task.views(model)
-    found = _Model(views, {}, [])
-    for view in views:
+    chosen = [view for view in views if measure.chooses(view.name)]
+    couplings, problems = _couplings(task, model, measure, {view.name for view in views})
+    geometries: dict[str, ConvGeometry] = {}
+    if "operator" in measure.groups and all(view.layout == "matrix" for view in chosen):
+        of = "the views chosen" if measure.views else "the model"
+        problems.append(f"operator: there is no convolution among the matrices of {of}")
+    elif "operator" in measure.groups:
+        # as `orchestrator.measuring` does it in the trial
+        data = {name: t[0, :2] for name, t in task.eval_data(streams, task.splits[0]).items()}
+        model.eval()
         try:
-            found.shapes[view.name] = view.shape(parameters)
+            with torch.no_grad(), torch.device(device):
+                geometries = conv_geometries(model, lambda: task.evaluate(model, data))
         except ValueError as error:
-            found.problems.append(str(error))
-            continue
-        if not (dtype := parameters[view.parameter].dtype).is_floating_point:
-            found.problems.append(
-                f"matrix view {view.name!r}: expected real floating-point weights, "
-                f"{view.parameter!r} is {dtype}"
-            )
-    if found.problems:
-        return found
-    chosen = [view for view in views if trial.measure.chooses(view.name)]
-    if "alignment" in trial.measure.groups:
-        found.problems.extend(_alignment_problems(trial.measure, task, model, found))
-    if "operator" in trial.measure.groups:
-        batch = {name: t[0] for name, t in task.batch(streams, 0, 0).items()}
-        with torch.no_grad(), torch.device(device):
-            found.problems.extend(
-                _operator_problems(chosen, model.eval(), lambda: task.loss(model, batch))
-            )
-    if "pruned" in trial.measure.groups:
-        exempt = trial.measure.exempt_last
-        if not prunable(model, exempt_last=exempt):
-            advice = ": the last is exempt unless pruned: {last: included}" if exempt else ""
-            found.problems.append(f"pruned: the model has no matrix to be cut{advice}")
-    return found
+            if not str(error).startswith("operator: "):
+                raise
+            problems.append(str(error))
+    if "pruned" in measure.groups and not prunable(model, exempt_last=measure.exempt_last):
+        advice = ": its last is exempt unless pruned: {last: included}"
+        problems.append(f"pruned: no matrix is cut{advice if measure.exempt_last else ''}")
+    request = Request(
+        chosen,
+        measure.groups,
+        couplings,
+        vectors=measure.vectors,
+        geometries=geometries,
+    )
+    parameters = dict(model.named_parameters())
+    problems += request.problems(parameters, stacked=False)
+    dtypes = {v.name: parameters[v.parameter].dtype for v in chosen if v.parameter in parameters}
+    problems += [
+        f"matrix view {name!r}: expected real floating-point weights, got {dtype}"
+        for name, dtype in dtypes.items()
+        if not dtype.is_floating_point
+    ]
+    shapes = {view.name: view.shape(parameters) for view in chosen} if not problems else {}
+    return _Model([view.name for view in views], shapes, problems)
 
 
-def _alignment_problems(
-    measure: Measure, task: Task, model: nn.Module, found: _Model
-) -> Sequence[str]:
+def _couplings(
+    task: Task, model: nn.Module, measure: Measure, names: Collection[str]
+) -> tuple[list[Coupling], list[str]]:
+    """The couplings that are measured, and what is wrong with there being no others.
+
+    Args:
+        task: which declares them.
+        model: for which it does.
+        measure: chooses among them.
+        names: of all views; a coupling of another one is returned, for `Request` to complain of.
+    """
+    if "alignment" not in measure.groups:
+        return [], []
     declared = task.couplings(model)
-    across = [coupling for coupling in declared if coupling.residual]
     if not declared:
-        return [f"alignment: task {task.name!r} declares no couplings of its matrices"]
-    if len(across) == len(declared) and not measure.residual:
-        return ["alignment: all couplings are across residual streams: add residual: true"]
+        return [], [f"alignment: task {task.name!r} declares no couplings of its matrices"]
+    across = [coupling for coupling in declared if coupling.residual]
     problems = []
+    if len(across) == len(declared) and not measure.residual:
+        problems.append("alignment: all couplings are across residual streams: add residual: true")
+        return [], problems
     if measure.residual and not across:
-        text = f"task {task.name!r} declares no couplings across residual streams"
-        problems.append(f"residual: true has no effect: {text}")
-    used = declared if measure.residual else [c for c in declared if not c.residual]
-    problems += check_couplings(found.views, used, found.shapes)
-    if not any(measure.chooses(c.first.view) and measure.chooses(c.second.view) for c in used):
+        problems.append(
+            f"residual: true has no effect: task {task.name!r} declares no couplings across "
+            "residual streams"
+        )
+    used = []
+    for coupling in declared if measure.residual else (c for c in declared if not c.residual):
+        ends = (coupling.first.view, coupling.second.view)
+        if all(measure.chooses(view) or view not in names for view in ends):
+            used.append(coupling)
+    if not used:
         problems.append("alignment: views leaves no coupling both of its matrices")
-    return problems
-
-
-def _operator_problems(
-    chosen: Sequence[MatrixView], model: nn.Module, run: Callable[[], object]
-) -> Sequence[str]:
-    if all(view.layout == "matrix" for view in chosen):
-        of = "the views chosen" if chosen else "the model"
-        return [f"operator: there is no convolution among the matrices of {of}"]
-    try:
-        geometries = conv_geometries(model, run)
-    except ValueError as error:
-        if not str(error).startswith("operator"):
-            raise
-        return [str(error)]
-    return missing_geometries(chosen, geometries)
+    return used, problems
 
 
 # --- what the file says of views and vectors ------------------------------------------------
@@ -281,13 +287,3 @@ def _idle_patterns(measure: Measure, names: Sequence[str]) -> list[str]:
         there = ", ".join(names[:_LISTED]) or "none"
         problems.append(f"views: {pattern!r} matches no matrix{hint}; there are: {there}{more}")
     return problems
-
-
-def _too_many_vectors(measure: Measure, model: _Model) -> list[str]:
-    chosen = model.chosen(measure)
-    if measure.vectors is None or not chosen:
-        return []
-    name, (m, n) = max(chosen.items(), key=lambda item: min(item[1]))
-    if measure.vectors <= min(m, n):
-        return []
-    return [f"vectors: {measure.vectors} exceeds the largest rank, {min(m, n)} ({name}, {m} x {n})"]

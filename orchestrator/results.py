@@ -366,7 +366,7 @@ class Results:
         if not kept:
             raise QueryError(
                 f"no singular vectors were kept of trial {trial_id}: write measure: {{groups: "
-                "[agreement], keep: final}} into the sweep file and run it"
+                "[agreement], keep: final} into the sweep file and run it"
             )
         return kept
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from orchestrator import checkpoints, files, node_storage
+from orchestrator import checkpoints, factors, files, node_storage
 from orchestrator.errors import StoreError, SweepError
 from orchestrator.schemas import FORMAT_VERSION, commit_table, seal
 from orchestrator.store import Store
@@ -62,7 +62,7 @@ class Session:
             version = _accept(store, sweep)
             session = cls(store, lock, 0)
             # Before the fence: what is run again must not continue from what it replaces.
-            session.discard_checkpoints(rerun)
+            session.discard_working_files(rerun)
             session.epoch = _claim_epoch(store, version, frozenset(rerun))
             return session
         except BaseException:
@@ -97,12 +97,27 @@ class Session:
                 "What this one committed since does not count; let the other one finish."
             )
 
-    def discard_checkpoints(self, trial_ids: Iterable[str]) -> None:
-        """Remove the checkpoints of trials whose result is committed."""
-        folder = self.store.root / "checkpoints"
-        with files.storage_errors(folder, "remove"):
-            for trial_id in {path.name for path in folder.iterdir()}.intersection(trial_ids):
-                checkpoints.discard(self.store.root, trial_id)
+    def discard_working_files(self, trial_ids: Iterable[str]) -> None:
+        """Remove what trials needed until their results were committed.
+
+        That is their checkpoints, and singular vectors that no commit names.
+        """
+        done, root = set(trial_ids), self.store.root
+        with files.storage_errors(root / "checkpoints", "remove"):
+            for trial_id in {path.name for path in (root / "checkpoints").iterdir()} & done:
+                checkpoints.discard(root, trial_id)
+        if not (root / factors.TABLE).is_dir():
+            return
+        with files.storage_errors(root / factors.TABLE, "list"):
+            scratch = {path.name.partition("-")[0] for path in (root / factors.TABLE).iterdir()}
+        if scratch & done:
+            named = {
+                shard["path"]
+                for shards in self.store.commits()["shards"].to_pylist()
+                for shard in shards or ()
+            }
+            for trial_id in scratch & done:
+                factors.discard_scratch(root, trial_id, named)
 
     def close(self) -> None:
         """Let the next driver in."""

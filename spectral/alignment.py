@@ -147,7 +147,7 @@ def _vectors(which: str, given: Decomposition | SingularVectors) -> SingularVect
         m, n = given.shape
         raise ValueError(
             f"inter-layer alignment needs singular vectors, but the {which} decomposition ({m} x "
-            f"{n}, flag {given.flag}) has none; ask for them: decompose(matrices, vectors=100)"
+            f"{n}, flag {given.flag}) has none; call decompose with vectors above 0"
         )
     return given.vectors
 

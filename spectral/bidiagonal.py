@@ -1,4 +1,4 @@
-"""Products with a matrix too large to decompose: bases, and random probes of what they leave out.
+"""Products with a matrix too large to decompose, bases made of them, and what a basis proves.
 
 Everything works on W / scale as an operator of L x R in float64, with scale the power of two below
 max|W|. Shape legend: W is m x n, L = max(m, n), R = min(m, n); "left" vectors are of the longer
@@ -8,7 +8,6 @@ side and "right" ones of the shorter side, whichever W's own are.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from spectral.entropy import UNIT_ROUNDOFF, Array
 from spectral.gram import scale_below, summation_error
+from spectral.vectors import SMALLEST_SHARE
 
 # Bytes for a float64 copy of a matrix, and again for the bases that are kept of it.
 WORKSPACE = 2**28
@@ -115,7 +115,7 @@ def orthonormal(block: Tensor, base: Tensor, floor: float) -> Tensor:
     q, r = torch.linalg.qr(block)
     turn, lengths, _ = np.linalg.svd(r.cpu().numpy())
     kept = torch.from_numpy(np.ascontiguousarray(turn[:, lengths > floor])).to(block.device)
-    added = q @ kept
+    added: Tensor = q @ kept
     if (lengths < 1e-2 * float(before)).any():
         # what is short is partly rounding along the base, which grew as lengths became 1
         for _ in range(2):
@@ -128,7 +128,8 @@ def first_block(unit: UnitMatrix, start: Tensor | None, width: int) -> Tensor:
     short = unit.shape[1]
     if start is None:
         return random_block(unit, short, min(width, _COLD_COLUMNS), "start")
-    warm = start.detach().to(unit.device, torch.float64)
+    # a snapshot of weights that had diverged is no start
+    warm = torch.nan_to_num(start.detach().to(unit.device, torch.float64), 0.0, 0.0, 0.0)
     warm = unit.adjoint(warm) if unit.wide else warm
     warm = warm / warm.norm(dim=0).clamp(min=torch.finfo(torch.float64).tiny)
     fresh = random_block(unit, short, max(_FRESH, width - warm.shape[1]), "start")
@@ -204,87 +205,42 @@ class Basis:
         self._begin(self.vectors(width)[1])
 
 
-@dataclass(frozen=True)
-class Probes:
-    """M Lanczos runs on W2 from random starts: W2^T W2 in their bases is T = B^T B.
+def value_intervals(
+    found: Array, missing: Array, k: int, remainder: float, slack: float
+) -> tuple[Array, Array]:
+    """Ends of sigma_1, ..., sigma_{k + 1}, each of shape (k + 1,)."""
+    count, extra = len(found), len(missing)
+    worst = np.zeros((count + extra, count + extra))
+    worst[:count, :count] = np.diag(found)
+    worst[:count, count:] = missing.T
+    worst[count:, count:] = remainder * np.eye(extra)
+    lower, upper = np.zeros(k + 1), np.full(k + 1, remainder)
+    lower[: min(k + 1, count)] = found[: k + 1]
+    largest = np.linalg.svd(worst, compute_uv=False)[: k + 1]
+    upper[: len(largest)] = np.maximum(largest, remainder)
+    return np.maximum(lower - slack, 0.0), upper + slack
 
-    Attributes:
-        alphas: shape (K, M), diagonals of the upper bidiagonal B.
-        betas: shape (K, M), superdiagonals; the last one leads out of the basis.
-        dimension: of the sphere that the starts were drawn from, R - d.
+
+def angle_bounds(
+    values: Array, lower: Array, upper: Array, missing: Array, slack: float
+) -> tuple[Array, Array]:
+    """Sines of the angles of each vector, and of the spans of the first ones: Wedin's theorems.
+
+    A single vector's residual is divided by the distance to all other singular values; that of the
+    first j by the distance to those below, since all theirs lie above.
     """
-
-    alphas: Array
-    betas: Array
-    dimension: int
-
-    def bidiagonal(self, probe: int) -> Array:
-        """[B, beta_K e_K] of one run, shape (K, K + 1)."""
-        steps = len(self.alphas)
-        result = np.zeros((steps, steps + 1))
-        index = np.arange(steps)
-        result[index, index] = self.alphas[:, probe]
-        result[index, index + 1] = self.betas[:, probe]
-        return result
-
-    def largest(self, failure: float) -> float:
-        """What ||W2||_2 does not exceed, but for a probability of `failure`; inf if that is open.
-
-        One run of K steps finds less than (1 - e) of the largest eigenvalue with a probability of
-        at most 1.648 sqrt(dimension) exp(-sqrt(e) (2K - 1)); M runs fail together.
-
-        Source: Kuczynski and Wozniakowski, SIAM J. Matrix Anal. Appl. 13 (4), 1992, theorem 4.2.
-        """
-        steps, runs = self.alphas.shape
-        found = max(np.linalg.norm(self.bidiagonal(probe), 2) for probe in range(runs))
-        root = math.log(1.648 * math.sqrt(self.dimension)) - math.log(failure) / runs
-        missed = (root / (2 * steps - 1)) ** 2
-        return float(found) / math.sqrt(1.0 - missed) if missed < 1.0 else math.inf
-
-
-def probe(unit: UnitMatrix, left: Tensor, right: Tensor, *, steps: int, runs: int) -> Probes:
-    """Run Lanczos on W2 = (I - left left^T) W (I - right right^T) from random starts.
-
-    Golub-Kahan bidiagonalisation with full reorthogonalisation, all runs in one product.
-
-    Args:
-        unit: the matrix.
-        left: shape (L, d), orthonormal columns.
-        right: shape (R, d), likewise, d < R.
-        steps: K, at most R - d of them are made.
-        runs: M.
-    """
-    long, short = unit.shape
-    dimension = short - right.shape[1]
-    steps = min(steps, dimension)
-    floor = 64 * UNIT_ROUNDOFF * math.sqrt(unit.energy)
-    ours, theirs = unit.zeros(steps, short, runs), unit.zeros(steps, long, runs)
-    alphas, betas = unit.zeros(steps, runs), unit.zeros(steps, runs)
-    start = random_block(unit, short, runs, "probes")
-    for _ in range(2):
-        start = start - right @ (right.mT @ start)
-    vector = start / start.norm(dim=0)
-    for step in range(steps):
-        ours[step] = vector
-        image = _outside(unit.apply(vector), left, theirs[:step])
-        alphas[step], theirs[step] = _length_and_direction(image, floor)
-        image = _outside(unit.adjoint(theirs[step]), right, ours[: step + 1])
-        betas[step], vector = _length_and_direction(image, floor)
-    return Probes(alphas.cpu().numpy(), betas.cpu().numpy(), dimension)
-
-
-def _outside(block: Tensor, base: Tensor, earlier: Tensor) -> Tensor:
-    """Each column without its part in `base` and along its own run's earlier vectors."""
-    for _ in range(2):
-        block = block - base @ (base.mT @ block)
-        along = torch.einsum("srm,rm->sm", earlier, block)
-        block = block - torch.einsum("srm,sm->rm", earlier, along)
-    return block
-
-
-def _length_and_direction(block: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """Columns' lengths and unit vectors; both zero where only rounding is left."""
-    lengths = block.norm(dim=0)
-    kept = lengths > floor
-    ones = torch.ones_like(lengths)
-    return lengths * kept, block / torch.where(kept, lengths, ones) * kept
+    k = len(values)
+    below = values - upper[1 : k + 1]
+    beside = np.minimum(below, np.concatenate([[math.inf], lower[: k - 1]]) - values)
+    rounding = 64 * UNIT_ROUNDOFF * math.sqrt(k)
+    undetermined = values < SMALLEST_SHARE * values[0]
+    sines = []
+    for gaps, spans in ((beside, False), (below, True)):
+        residuals = np.zeros(k)
+        for j in range(min(k, missing.shape[1])):
+            block = missing[:, 0 if spans else j : j + 1]
+            residuals[j] = np.linalg.norm(block, 2) if len(block) else 0.0
+        safe = np.where(gaps > slack, gaps - slack, 1.0)
+        sine = np.where(gaps > slack, (residuals + slack) / safe + rounding, 1.0)
+        sines.append(np.where(undetermined, 1.0, np.minimum(sine, 1.0)))
+    return sines[0], sines[1]

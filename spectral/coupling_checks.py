@@ -55,7 +55,7 @@ def ends_problems(coupling: Coupling, first: Shape, second: Shape) -> list[str]:
             f"{_what(end, shape)} have {_picked(end, shape, length)}"
             for (end, shape), length in zip(ends, lengths, strict=True)
         ]
-        return [f"{' but '.join(described)}; both must have equally many"]
+        return [f"{', but '.join(described)}; both must have equally many"]
     if coupling.length < lengths[0]:
         return [
             f"length {coupling.length} is smaller than the {lengths[0]} entries that meet; it must "

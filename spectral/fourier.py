@@ -115,7 +115,8 @@ def fourier_blocks(unit: Tensor, geometry: ConvGeometry) -> FourierBlocks:
     offsets, place = _offsets(unit.shape[2:], geometry)
     magnitudes = kernel.abs()
     folded = len(offsets) < taps
-    if folded:
+    if not np.array_equal(place, np.arange(taps)):
+        # also where nothing is added up: dilated positions can wrap around into another order
         kernel = kernel @ _indicator(place, unit)
     stride = np.array(geometry.stride)
     _, phase = np.unique(offsets % stride, axis=0, return_inverse=True)

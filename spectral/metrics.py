@@ -2,79 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+
+from spectral.metric import Metric as Metric
+from spectral.metrics_operator import OPERATOR_METRICS, OPERATOR_QUANTITIES
+from spectral.metrics_pruned import PRUNED_METRICS, UPDATE_METRICS, UPDATE_QUANTITIES
+from spectral.metrics_ranks import RANK_METRICS
+from spectral.metrics_vectors import (
+    AGREEMENT_METRICS,
+    AGREEMENT_QUANTITIES,
+    ALIGNMENT_METRICS,
+    ALIGNMENT_QUANTITIES,
+)
+
+SPECTRUM_QUANTITIES = (
+    Metric(
+        name="singular_values",
+        definition="sigma_1, ..., sigma_R, descending; the leading ones if R > 2048",
+        range="[0, inf)",
+        units="weights",
+        source="textbook",
+    ),
+)
 
 
-@dataclass(frozen=True)
-class Metric:
-    """The meaning of one name in the `metric` or `quantity` column.
-
-    Attributes:
-        name: as it stands in the column.
-        definition: the formula. W is m x n, R = min(m, n), sigma_1 >= ... >= sigma_R.
-        range: the values it can take, besides NaN.
-        units: `none`, or what it is measured in.
-        source: where the definition comes from.
-    """
-
-    name: str
-    definition: str
-    range: str
-    units: str
-    source: str
-
-
-def _table(*metrics: Metric) -> dict[str, Metric]:
+def _table(metrics: Iterable[Metric]) -> dict[str, Metric]:
     return {metric.name: metric for metric in metrics}
 
 
-METRICS: dict[str, Metric] = _table(
-    Metric(
-        name="effective_rank",
-        definition="exp(-sum_i p_i ln p_i), p_i = sigma_i / sum_j sigma_j, 0 ln 0 = 0",
-        range="[1, R]; 0 for the zero matrix",
-        units="none",
-        source="Roy and Vetterli, EUSIPCO 2007",
-    ),
-    Metric(
-        name="effective_rank/normalised",
-        definition="effective_rank / R",
-        range="[1/R, 1]; 0 for the zero matrix",
-        units="none",
-        source="Yunis et al., arXiv 2408.11804 (their code)",
-    ),
-    Metric(
-        name="stable_rank",
-        definition="(sum_ij W_ij^2) / sigma_1^2",
-        range="[1, R]; 0 for the zero matrix",
-        units="none",
-        source="Rudelson and Vershynin, J. ACM 54 (4), 2007",
-    ),
-    Metric(
-        name="norm/frobenius",
-        definition="sqrt(sum_ij W_ij^2)",
-        range="[0, inf)",
-        units="weights",
-        source="textbook",
-    ),
-    Metric(
-        name="norm/spectral",
-        definition="sigma_1",
-        range="[0, inf)",
-        units="weights",
-        source="textbook",
-    ),
-)
+# The metrics and quantities of each measurement, in the order of a snapshot's rows.
+METRICS_OF: dict[str, tuple[Metric, ...]] = {
+    "ranks": RANK_METRICS,
+    "alignment": ALIGNMENT_METRICS,
+    "agreement": AGREEMENT_METRICS,
+    "pruned": PRUNED_METRICS,
+    "update": UPDATE_METRICS,
+    "operator": OPERATOR_METRICS,
+}
+QUANTITIES_OF: dict[str, tuple[Metric, ...]] = {
+    "spectrum": SPECTRUM_QUANTITIES,
+    "alignment": ALIGNMENT_QUANTITIES,
+    "agreement": AGREEMENT_QUANTITIES,
+    "update": UPDATE_QUANTITIES,
+    "operator": OPERATOR_QUANTITIES,
+}
 
-QUANTITIES: dict[str, Metric] = _table(
-    Metric(
-        name="singular_values",
-        definition="sigma_1, ..., sigma_R, descending",
-        range="[0, inf)",
-        units="weights",
-        source="textbook",
-    ),
-)
+METRICS: dict[str, Metric] = _table(m for group in METRICS_OF.values() for m in group)
+QUANTITIES: dict[str, Metric] = _table(m for group in QUANTITIES_OF.values() for m in group)
 
 MEASUREMENTS: dict[str, str] = {
     "ranks": "effective and stable ranks and norms of every matrix view, each with its interval",

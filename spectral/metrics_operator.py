@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spectral.metrics import Metric
+from spectral.metric import Metric
 
 OPERATOR_METRICS: tuple[Metric, ...] = (
     Metric(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spectral.metrics import Metric
+from spectral.metric import Metric
 
 _RANK = "[1, R]; 0 for the zero matrix"
 _SHARE_OF_R = "[1/R, 1]; 0 for the zero matrix"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spectral.metrics import Metric
+from spectral.metric import Metric
 
 _PAPER = "Yunis et al., arXiv 2408.11804"
 

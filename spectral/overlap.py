@@ -147,9 +147,9 @@ def _on_host(pieces: Sequence[Tensor]) -> list[Array]:
     """As numpy arrays, in one transfer."""
     if pieces[0].device.type == "cpu":
         return [piece.numpy() for piece in pieces]
-    flat = torch.cat([piece.flatten() for piece in pieces]).cpu()
-    parts = flat.split([piece.numel() for piece in pieces])
-    return [part.view(piece.shape).numpy() for part, piece in zip(parts, pieces, strict=True)]
+    flat = torch.cat([piece.flatten() for piece in pieces]).cpu().numpy()
+    parts = np.split(flat, np.cumsum([piece.numel() for piece in pieces])[:-1])
+    return [part.reshape(piece.shape) for part, piece in zip(parts, pieces, strict=True)]
 
 
 def chunks(positions: Sequence[int], vectors: Tensor) -> Iterator[Sequence[int]]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spectral.decompose import Decomposition
+from spectral.decompose import LARGEST_RANK, Decomposition
 from spectral.gram import eigenvalue_error
 from spectral.vectors import VECTOR_TOLERANCE
 from spectral.views import MatrixView, discover
@@ -25,6 +25,9 @@ End = Literal["top", "bottom"]
 
 # Entries of W that are multiplied at once; with what is made of them, some 130 MB of float64.
 _SLAB_ENTRIES = 2**22
+
+# Rungs of the ladder below the eigenvalue solver: a failure of it is a result, not an error.
+_WITHOUT_EIGENVECTORS = ("svd64", "gesvd64", "none")
 
 
 def kept(fraction: float, rank: int, end: End) -> int:
@@ -77,11 +80,12 @@ def prune_singular_directions(
 
     Returns:
         shape (m, n), W's dtype and device: a new tensor, or `matrix` itself where nothing is cut:
-        all directions are kept, W is zero, or W is not finite. NaN where every solver failed.
+        all directions are kept, W is zero, or W is not finite. NaN where the eigenvalue solver
+        failed: the method is ``svd64``, ``gesvd64`` or ``none``, and there is no basis.
 
     Raises:
-        ValueError: if the decomposition is of another shape or has no basis, or the fraction or
-            the end is none.
+        ValueError: if the decomposition is of another shape or was made without a basis, or the
+            fraction or the end is none.
 
     Source: Yunis et al., arXiv 2408.11804, section on pruning (there from a float32 SVD).
     """
@@ -214,12 +218,12 @@ def _split(matrix: Tensor, decomposition: Decomposition, k: int) -> tuple[Tensor
         nothing = torch.zeros_like(matrix)
         return (nothing, matrix) if k == 0 else (matrix, nothing)
     if decomposition.basis is None:
-        if decomposition.flag == "ill_posed":
+        if decomposition.method in _WITHOUT_EIGENVECTORS:
             unknown = torch.full_like(matrix, math.nan)
             return unknown, unknown
         raise ValueError(
             f"the decomposition of a {shape} matrix has no basis to cut; decompose(..., basis=True)"
-            " finds one"
+            f" finds one where min(m, n) is at most {LARGEST_RANK}"
         )
     basis = decomposition.basis.to(matrix.device)
     top_is_smaller = k <= rank - k

@@ -17,14 +17,16 @@ and Saad, SIAM J. Matrix Anal. Appl. 38 (4), 2017.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from scipy.special import xlogy
 from scipy.stats import t as student
 from torch import Tensor
 
-from spectral.bidiagonal import Probes, UnitMatrix, probe
+from spectral.bidiagonal import UnitMatrix, random_block
 from spectral.bounded import ZERO, Bounded
 from spectral.decompose import Tail
 from spectral.entropy import UNIT_ROUNDOFF, Array
@@ -33,6 +35,92 @@ if TYPE_CHECKING:
     from spectral.subspace import Leading
 
 CONFIDENCE = 0.99
+
+
+@dataclass(frozen=True)
+class Probes:
+    """M Lanczos runs on W2 from random starts: W2^T W2 in their bases is T = B^T B.
+
+    Attributes:
+        alphas: shape (K, M), diagonals of the upper bidiagonal B.
+        betas: shape (K, M), superdiagonals; the last one leads out of the basis.
+        dimension: of the sphere that the starts were drawn from, R - d.
+    """
+
+    alphas: Array
+    betas: Array
+    dimension: int
+
+    def bidiagonal(self, probe: int) -> Array:
+        """[B, beta_K e_K] of one run, shape (K, K + 1)."""
+        steps = len(self.alphas)
+        result = np.zeros((steps, steps + 1))
+        index = np.arange(steps)
+        result[index, index] = self.alphas[:, probe]
+        result[index, index + 1] = self.betas[:, probe]
+        return result
+
+    def largest(self, failure: float) -> float:
+        """What ||W2||_2 does not exceed, but for a probability of `failure`; inf if that is open.
+
+        One run of K steps finds less than (1 - e) of the largest eigenvalue with a probability of
+        at most 1.648 sqrt(dimension) exp(-sqrt(e) (2K - 1)); M runs fail together.
+
+        Source: Kuczynski and Wozniakowski, SIAM J. Matrix Anal. Appl. 13 (4), 1992, theorem 4.2.
+        """
+        steps, runs = self.alphas.shape
+        found = max(np.linalg.norm(self.bidiagonal(probe), 2) for probe in range(runs))
+        root = math.log(1.648 * math.sqrt(self.dimension)) - math.log(failure) / runs
+        missed = (root / (2 * steps - 1)) ** 2
+        return float(found) / math.sqrt(1.0 - missed) if missed < 1.0 else math.inf
+
+
+def probe(unit: UnitMatrix, left: Tensor, right: Tensor, *, steps: int, runs: int) -> Probes:
+    """Run Lanczos on W2 = (I - left left^T) W (I - right right^T) from random starts.
+
+    Golub-Kahan bidiagonalisation with full reorthogonalisation, all runs in one product.
+
+    Args:
+        unit: the matrix.
+        left: shape (L, d), orthonormal columns.
+        right: shape (R, d), likewise, d < R.
+        steps: K, at most R - d of them are made.
+        runs: M.
+    """
+    long, short = unit.shape
+    dimension = short - right.shape[1]
+    steps = min(steps, dimension)
+    floor = 64 * UNIT_ROUNDOFF * math.sqrt(unit.energy)
+    ours, theirs = unit.zeros(steps, short, runs), unit.zeros(steps, long, runs)
+    alphas, betas = unit.zeros(steps, runs), unit.zeros(steps, runs)
+    start = random_block(unit, short, runs, "probes")
+    for _ in range(2):
+        start = start - right @ (right.mT @ start)
+    vector = start / start.norm(dim=0)
+    for step in range(steps):
+        ours[step] = vector
+        image = _outside(unit.apply(vector), left, theirs[:step])
+        alphas[step], theirs[step] = _length_and_direction(image, floor)
+        image = _outside(unit.adjoint(theirs[step]), right, ours[: step + 1])
+        betas[step], vector = _length_and_direction(image, floor)
+    return Probes(alphas.cpu().numpy(), betas.cpu().numpy(), dimension)
+
+
+def _outside(block: Tensor, base: Tensor, earlier: Tensor) -> Tensor:
+    """Each column without its part in `base` and along its own run's earlier vectors."""
+    for _ in range(2):
+        block = block - base @ (base.mT @ block)
+        along = torch.einsum("srm,rm->sm", earlier, block)
+        block = block - torch.einsum("srm,sm->rm", earlier, along)
+    return block
+
+
+def _length_and_direction(block: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Columns' lengths and unit vectors; both zero where only rounding is left."""
+    lengths = block.norm(dim=0)
+    kept = lengths > floor
+    ones = torch.ones_like(lengths)
+    return lengths * kept, block / torch.where(kept, lengths, ones) * kept
 
 
 def tail_sums(

@@ -255,8 +255,7 @@ def frobenius_norm(spectra: Box) -> Range:
 
 def spectral_norm(spectra: Box) -> Range:
     """s_1, of W / scale."""
-    top, bound = spectra.values[:, 0], spectra.bounds[:, 0]
-    return top, np.maximum(top - bound, 0.0), top + bound
+    return spectra.values[:, 0], spectra.low[:, 0], spectra.high[:, 0]
 
 
 def share_of_norm(norms: Range, spectra: Box) -> Range:

@@ -157,9 +157,7 @@ def participation_rank(decomposition: Decomposition) -> Bounded:
     Source: participation ratio of the eigenvalues of W^T W (Bell and Dean, Discuss. Faraday Soc.
     50, 1970).
     """
-    return measured(
-        decomposition, ranges.participation_rank, partial_ranks.participation_rank
-    )
+    return measured(decomposition, ranges.participation_rank, partial_ranks.participation_rank)
 
 
 def mass_rank(decomposition: Decomposition) -> Bounded:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from spectral.coupling_checks import check_couplings
+from spectral.decompose import LARGEST_RANK
 from spectral.geometry import ConvGeometry, missing_geometries
 from spectral.metrics import MEASUREMENTS
 from spectral.views import Coupling, MatrixView
@@ -85,9 +86,7 @@ class Request:
         for name in unknown:
             near = difflib.get_close_matches(str(name), MEASUREMENTS, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            found.append(
-                f"unknown measurement {name!r}{hint}; there are {', '.join(MEASUREMENTS)}"
-            )
+            found.append(f"unknown measurement {name!r}{hint}; there are {', '.join(MEASUREMENTS)}")
         names = [view.name for view in self.views]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -110,6 +109,13 @@ class Request:
                 found.append(
                     f"vectors: {self.vectors} exceeds the largest rank, {rank} ({largest.name}, "
                     f"{m} x {n})"
+                )
+        for view in self.prune:
+            m, n = shapes[view.name]
+            if min(m, n) > LARGEST_RANK:
+                found.append(
+                    f"pruned: {view.name} ({m} x {n}) has more than {LARGEST_RANK} singular "
+                    "directions, of which only the leading ones are computed"
                 )
         if self.wants("operator"):
             found += missing_geometries(self.views, self.geometries)

@@ -18,7 +18,7 @@ Shape legend: W is m x n, L = max(m, n), R = min(m, n), k triples asked for, d >
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,20 +27,23 @@ from torch import Tensor
 from spectral.bidiagonal import (
     WORKSPACE,
     Basis,
-    Probes,
     UnitMatrix,
+    angle_bounds,
     first_block,
     padded,
-    probe,
+    value_intervals,
 )
 from spectral.decompose import Decomposition
 from spectral.entropy import UNIT_ROUNDOFF, Array
 from spectral.gram import summation_error
-from spectral.quadrature import tail_sums
-from spectral.vectors import SMALLEST_SHARE, SingularVectors
+from spectral.quadrature import Probes, probe, tail_sums
+from spectral.solvers import LINALG_ERRORS
+from spectral.vectors import SingularVectors
 
 FAILURE_PROBABILITY = 1e-6
 
+# For one pass over a matrix of which no copy is needed.
+_BLOCK_BYTES = 2**24
 # The basis grows by this factor between two looks at its residuals, which cost a dense SVD each.
 _GROWTH = 1.2
 # Ritz vectors beyond k count as found up to the first whose residual exceeds this part of sigma_1.
@@ -167,7 +170,8 @@ def decompose_large(
 
     Returns:
         `Decomposition` with k values, vectors and a `tail`; method ``subspace64``. Flag
-        ``estimated``, or ``collapsed``, ``zero`` or ``diverged`` as for any matrix.
+        ``estimated``, or ``collapsed``, ``zero`` or ``diverged`` as for any matrix; ``ill_posed``,
+        and NaN, if a dense solver of the small problems failed.
 
     Raises:
         ValueError: if k is not in [1, R] or `start` is not (n, p).
@@ -183,21 +187,34 @@ def decompose_large(
         )
     if workspace is None:
         workspace = max(WORKSPACE, 3 * 8 * matrix.numel())
-    leading = leading_triples(matrix, k, start=start, workspace=workspace)
-    subnormal = leading.scale < torch.finfo(matrix.dtype).tiny
-    frobenius = math.sqrt(leading.energy[0])
+    unit = UnitMatrix(matrix, _BLOCK_BYTES)
+    frobenius = math.sqrt(unit.energy)
     relative = summation_error(max(m, n)) + (min(m, n) + 4) * UNIT_ROUNDOFF
-    return Decomposition(
+    unknown = Decomposition(
         shape=(m, n),
-        unit_values=leading.values,
-        unit_bounds=leading.bounds,
+        unit_values=np.full(k, math.nan),
+        unit_bounds=np.full(k, math.nan),
         unit_frobenius=frobenius,
         unit_frobenius_bound=relative * frobenius,
-        scale=leading.scale,
+        scale=unit.scale,
+        method="none",
+        flag="ill_posed",
+        precision=torch.finfo(matrix.dtype).eps,
+        vectors=SingularVectors.unknown(matrix, k),
+    )
+    try:
+        leading = leading_triples(matrix, k, start=start, workspace=workspace)
+        tail = tail_sums(matrix, leading)
+    except LINALG_ERRORS:
+        return unknown
+    return replace(
+        unknown,
+        unit_values=leading.values,
+        unit_bounds=leading.bounds,
         method=leading.method,
-        flag="collapsed" if subnormal else "estimated",
+        flag="collapsed" if unit.scale < torch.finfo(matrix.dtype).tiny else "estimated",
         vectors=leading.vectors,
-        tail=tail_sums(matrix, leading),
+        tail=tail,
     )
 
 
@@ -220,14 +237,14 @@ def _certified(
     else:
         seen = probe(unit, left, right, steps=steps, runs=runs)
         remainder = min(remainder, seen.largest(FAILURE_PROBABILITY) + slack)
-    lower, upper = _intervals(found, missing, k, remainder, slack)
+    lower, upper = value_intervals(found, missing, k, remainder, slack)
     if short == k:
         upper[k] = 0.0
     # fewer than k values where W's rank is: the others are zero, or as small as `remainder`
     shown = np.zeros(k)
     shown[: min(k, count)] = found[:k]
     columns = [padded(unit, side, k) if count < k else side[:, :k] for side in (left, right)]
-    errors, span_errors = _angles(shown, lower, upper, missing, slack)
+    errors, span_errors = angle_bounds(shown, lower, upper, missing, slack)
     ours, theirs = columns if not unit.wide else columns[::-1]
     with np.errstate(over="ignore"):
         own_units = shown * unit.scale
@@ -252,44 +269,3 @@ def _certified(
         slack=slack,
         probes=seen,
     )
-
-
-def _intervals(
-    found: Array, missing: Array, k: int, remainder: float, slack: float
-) -> tuple[Array, Array]:
-    """Ends of sigma_1, ..., sigma_{k + 1}, each of shape (k + 1,)."""
-    count, extra = len(found), len(missing)
-    worst = np.zeros((count + extra, count + extra))
-    worst[:count, :count] = np.diag(found)
-    worst[:count, count:] = missing.T
-    worst[count:, count:] = remainder * np.eye(extra)
-    lower, upper = np.zeros(k + 1), np.full(k + 1, remainder)
-    lower[: min(k + 1, count)] = found[: k + 1]
-    largest = np.linalg.svd(worst, compute_uv=False)[: k + 1]
-    upper[: len(largest)] = np.maximum(largest, remainder)
-    return np.maximum(lower - slack, 0.0), upper + slack
-
-
-def _angles(
-    values: Array, lower: Array, upper: Array, missing: Array, slack: float
-) -> tuple[Array, Array]:
-    """Sines of the angles of each vector, and of the spans of the first ones: Wedin's theorems.
-
-    A single vector's residual is divided by the distance to all other singular values; that of the
-    first j by the distance to those below, since all theirs lie above.
-    """
-    k = len(values)
-    below = values - upper[1 : k + 1]
-    beside = np.minimum(below, np.concatenate([[math.inf], lower[: k - 1]]) - values)
-    rounding = 64 * UNIT_ROUNDOFF * math.sqrt(k)
-    undetermined = values < SMALLEST_SHARE * values[0]
-    sines = []
-    for gaps, spans in ((beside, False), (below, True)):
-        residuals = np.zeros(k)
-        for j in range(min(k, missing.shape[1])):
-            block = missing[:, 0 if spans else j : j + 1]
-            residuals[j] = np.linalg.norm(block, 2) if len(block) else 0.0
-        safe = np.where(gaps > slack, gaps - slack, 1.0)
-        sine = np.where(gaps > slack, (residuals + slack) / safe + rounding, 1.0)
-        sines.append(np.where(undetermined, 1.0, np.minimum(sine, 1.0)))
-    return sines[0], sines[1]

@@ -62,7 +62,7 @@ def update_rows(
 
     Flags: ``zero`` (nothing changed: norms and ranks are 0 and there is no share); ``diverged``;
     ``ill_posed`` (the share where no leading directions of the earlier weights are determined, or
-    every number where all solvers failed).
+    every number where all solvers failed); ``estimated`` (R above 2048), not of the share.
 
     Args:
         subject: the view's name.
@@ -102,10 +102,12 @@ def updates_rows(
         )
         scalars = [scalar_row(subject, name, number, method, flag) for name, number in measured]
         share, chance = update_share(vectors, decomposition, delta)
+        # R above 2048: sums over the singular values are estimated, but these numbers are not
+        own = None if flag == "estimated" else flag
         for name, number in (("top_10", share), ("top_10_chance", chance)):
             unknown = "ill_posed" if math.isnan(number.value) else None
             metric = f"update_share/{name}"
-            scalars.append(scalar_row(subject, metric, number, "projection", flag or unknown))
+            scalars.append(scalar_row(subject, metric, number, method, own or unknown))
         bounds = rounded_up(decomposition.bounds)
         values = decomposition.values
         spectrum = SpectrumRow(subject, "update/singular_values", values, bounds, method, flag)

@@ -15,6 +15,7 @@ import ruamel.yaml
 
 from orchestrator.document import tracking
 from orchestrator.errors import SweepError
+from orchestrator.measure import Measure
 from orchestrator.schemas import TRIALS
 from orchestrator.sweep import Resources, Sweep, Tracking, load, parse, schema
 from orchestrator.sweep_schema import RESERVED
@@ -121,7 +122,7 @@ def test_without_a_grid_there_is_one_configuration(folder: Path) -> None:
     sweep = parse(TOP)
 
     assert (points(sweep), sweep.seeds, sweep.axes) == (["seed=0"], (0,), ())
-    assert (sweep.measure, sweep.checkpoint_seconds) == (("ranks", "spectrum"), 60.0)
+    assert (sweep.measure, sweep.checkpoint_seconds) == (Measure(("ranks", "spectrum")), 60.0)
     assert (sweep.resources, sweep.tracking) == (Resources(), Tracking())
     assert sweep.root == folder / "results" / "toy"
 
@@ -203,7 +204,7 @@ def test_resources_and_tracking_are_read(folder: Path) -> None:
 
 def test_the_order_of_measurements_does_not_matter(folder: Path) -> None:
     """They are sorted, so that two files which mean the same have the same trials."""
-    assert parse(TOP + "measure: [spectrum, ranks]\n").measure == ("ranks", "spectrum")
+    assert parse(TOP + "measure: [spectrum, ranks]\n").measure == Measure(("ranks", "spectrum"))
 
 
 @pytest.mark.parametrize(
@@ -534,6 +535,12 @@ def test_every_sweep_file_loads_and_fits_the_schema(path: Path) -> None:
         "zip: {lr: [-1]}",
         "exclude: [{weight_deccay: 1}]",
         "measure: [rank]",
+        "measure: {groups: [rank]}",
+        "measure: {vector: 1}",
+        "measure: {groups: [agreement], vectors: 0}",
+        "measure: {groups: [agreement], keep: first}",
+        "measure: {workspace: 1 TB}",
+        "measure: {groups: [pruned], pruned: {fractions: [1.0]}}",
         "snapshots: {evry: 1}",
         "snapshots: {every: 1, at: [1]}",
         "seeds: 0",

@@ -31,7 +31,7 @@ def slow_identity(trial: Trial, defaults: dict[str, object], *, with_seed: bool)
         "params": {k: v for k, v in trial.params.items() if v != defaults[k]},
         "snapshots": trial.snapshots,
         "evaluations": trial.evaluations,
-        "measure": sorted(trial.measure),
+        "measure": sorted(trial.measure.groups),
         "parents": trial.parents,
     }
     if with_seed:
@@ -74,6 +74,7 @@ def test_identities_do_not_change_between_versions() -> None:
         "snapshots: {every: 10}",
         "evaluations: {every: 10}",
         "measure: [ranks]",
+        "measure: {views: [decoder]}",
     ],
 )
 def test_content_changes_the_identity(change: str) -> None:
@@ -89,6 +90,7 @@ def test_content_changes_the_identity(change: str) -> None:
         "storage: elsewhere",
         "checkpoint_seconds: 1",
         "measure: [spectrum, ranks]",
+        "measure: {groups: [spectrum, ranks], workspace: 1 GB}",
         "snapshots: {log_spaced: 40}",
         "evaluations: {log_spaced: 40}",
         "evaluations: {at: [0, 1000]}",

@@ -391,10 +391,10 @@ chooses 500,002 of 1,000,000 steps, at most 100,000  @ line 4, column 20, $.snap
 === measure
 measure: [rank, ranks, spectrum, ranks, 5, {a: 1}]
 =>
-unknown measurement 'rank' (did you mean ranks?): one of ranks, spectrum  @ line 3, column 11, $.measure[0]
+unknown measurement 'rank' (did you mean ranks?): one of ranks, spectrum, alignment, agreement, pruned, update, operator  @ line 3, column 11, $.measure[0]
 repeated measurement: 'ranks' also stands at $.measure[1]  @ line 3, column 34, $.measure[3]
-unknown measurement 5: one of ranks, spectrum  @ line 3, column 41, $.measure[4]
-unknown measurement a mapping: one of ranks, spectrum  @ line 3, column 44, $.measure[5]
+unknown measurement 5: one of ranks, spectrum, alignment, agreement, pruned, update, operator  @ line 3, column 41, $.measure[4]
+unknown measurement a mapping: one of ranks, spectrum, alignment, agreement, pruned, update, operator  @ line 3, column 44, $.measure[5]
 
 === measure nothing
 measure: []

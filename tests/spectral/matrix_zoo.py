@@ -5,6 +5,7 @@ Shape legend: m x n the matrix, R = min(m, n).
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,3 +128,46 @@ def oracle(matrix: Tensor) -> Truth:
         "norm/spectral": (values[0] * scale, error * scale),
     }
     return Truth(scale, values, error, metrics)
+
+
+FAMILIES = (
+    "normal",
+    "positive",
+    "1/i",
+    "1/i^2",
+    "geometric",
+    "rank 1",
+    "rank 10",
+    "rank 10 + 1e-3 tail",
+    "rank 10 + 1e-4 tail",
+    "rank 10 + 1e-5 tail",
+    "half rank",
+    "duplicated",
+    "graded",
+    "constant",
+)
+FAMILY_SHAPES = ((96, 96), (40, 160), (160, 40), (33, 70), (64, 64), (16, 300))
+FAMILY_SCALES = (1.0, 1e-18, 1e18)
+
+
+def family(kind: str, generator: np.random.Generator, m: int, n: int) -> np.ndarray:
+    """One matrix of a family, drawn anew at each call."""
+    if " tail" not in kind:
+        return kinds(generator, m, n)[kind]
+    tail = float(kind.split()[3])
+    index = np.arange(1, min(m, n) + 1)
+    return with_spectrum(generator, m, n, np.where(index <= 10, 1.0, tail))
+
+
+def thousand() -> Iterator[tuple[str, Tensor]]:
+    """1,008 float32 matrices, (family, matrix), and six of 50,000 rows."""
+    generator = np.random.default_rng(1021)
+    for kind in FAMILIES:
+        for m, n in FAMILY_SHAPES:
+            for repeat in range(12):
+                entries = family(kind, generator, m, n) * FAMILY_SCALES[repeat % 3]
+                yield kind, torch.tensor(entries, dtype=torch.float32)
+    for rank in (1, 2, 3):
+        for n in (8, 32):
+            tall = generator.uniform(size=(50_000, rank)) @ generator.uniform(size=(rank, n))
+            yield "positive, 50,000 rows", torch.tensor(tall, dtype=torch.float32)

@@ -104,7 +104,9 @@ def test_simulated_baselines_agree_with_matrices_drawn_in_full(m: int, n: int, d
         assert abs(getattr(found, field) - means[i]) <= allowed, field
 
 
-@pytest.mark.parametrize(("short", "long"), [(2, 2), (3, 3), (6, 6), (16, 16), (63, 63), (40, 9000)])
+@pytest.mark.parametrize(
+    ("short", "long"), [(2, 2), (3, 3), (6, 6), (16, 16), (63, 63), (40, 9000)]
+)
 def test_the_standard_error_of_a_simulation_is_a_thousandth(short: int, long: int) -> None:
     """1.05e-3: the error is itself an estimate."""
     means, errors = simulate(short, long)
@@ -178,7 +180,9 @@ def test_transposed_shapes_have_the_same_baseline() -> None:
         assert baseline(*shape) == baseline(*shape[::-1])
 
 
-def test_baselines_do_not_depend_on_what_was_asked_before_and_draw_from_no_global_generator() -> None:
+def test_baselines_do_not_depend_on_what_was_asked_before_and_draw_from_no_global_generator() -> (
+    None
+):
     before = (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist())
     first = baseline(5, 9)
     baseline.cache_clear()
@@ -203,6 +207,4 @@ def test_aspect_ratios_lie_between_0_and_1(gamma: float) -> None:
     with pytest.raises(ValueError) as caught:
         limit(gamma)
 
-    assert str(caught.value) == (
-        f"expected gamma = min(m, n) / max(m, n) in (0, 1], got {gamma}"
-    )
+    assert str(caught.value) == (f"expected gamma = min(m, n) / max(m, n) in (0, 1], got {gamma}")

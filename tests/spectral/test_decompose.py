@@ -272,4 +272,6 @@ def test_a_matrix_does_not_depend_on_its_company() -> None:
     for matrix, result in zip(matrices, together, strict=True):
         np.testing.assert_array_equal(one(matrix).values, result.values)
         np.testing.assert_array_equal(one(matrix).bounds, result.bounds)
-    np.testing.assert_array_equal(decompose(matrices[::-1], vectors=0)[3].values, together[0].values)
+    np.testing.assert_array_equal(
+        decompose(matrices[::-1], vectors=0)[3].values, together[0].values
+    )

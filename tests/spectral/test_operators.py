@@ -1,6 +1,5 @@
 """Convolutions as linear operators, against the operators themselves, entry by entry."""
 
-import functools
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -16,34 +15,7 @@ from spectral.fourier import fourier_blocks
 from spectral.geometry import ConvGeometry
 from spectral.metrics_operator import OPERATOR_METRICS, OPERATOR_QUANTITIES
 from spectral.operators import MOST_STORED, conv_operator_spectrum, operator_rows
-from tests.spectral.matrix_zoo import Truth, oracle
-
-
-def explicit(weight: Tensor, geometry: ConvGeometry) -> np.ndarray:
-    """The operator's matrix, entry by entry: y[o, p] = sum_{i, a} K[o, i, a] x[i, s p + gap a].
-
-    A transposed convolution scatters instead: y[o, s p + gap a] += K[i, o, a] x[i, p].
-    """
-    kernel = weight.double().numpy()
-    first, second = len(kernel), kernel.shape[1]
-    share = first // geometry.groups
-    matrix = np.zeros((first, *geometry.coarse, second * geometry.groups, *geometry.fine))
-    for c in range(first):
-        for d in range(second):
-            other = c // share * second + d
-            for p in np.ndindex(*geometry.coarse):
-                for a in np.ndindex(*kernel.shape[2:]):
-                    steps = zip(p, a, geometry.stride, geometry.dilation, strict=True)
-                    reached = [s * q + gap * b for q, b, s, gap in steps]
-                    place = (t % n for t, n in zip(reached, geometry.fine, strict=True))
-                    matrix[(c, *p, other, *place)] += kernel[(c, d, *a)]
-    rows = matrix.reshape(first * math.prod(geometry.coarse), -1)
-    return rows.T if geometry.transposed else rows
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
+from tests.spectral.conv_zoo import explicit, normal
 
 CASES = {
     "1x1": ((3, 2, 1, 1), ConvGeometry((4, 5))),
@@ -63,6 +35,7 @@ CASES = {
     "patches": ((4, 3, 4, 4), ConvGeometry((8, 12), (4, 4))),
     "stride that does not divide": ((2, 2, 3, 3), ConvGeometry((5, 7), (2, 3))),
     "dilation": ((3, 2, 3, 3), ConvGeometry((7, 6), (1, 1), (2, 3))),
+    "dilation that wraps around": ((3, 3, 4, 3), ConvGeometry((5, 5), (1, 3), (2, 2))),
     "dilation and stride": ((3, 2, 3, 3), ConvGeometry((6, 8), (2, 2), (2, 1))),
     "groups": ((4, 3, 3, 3), ConvGeometry((5, 4), groups=2)),
     "depthwise": ((6, 1, 3, 3), ConvGeometry((5, 6), (1, 2), groups=6)),
@@ -218,21 +191,28 @@ def test_the_spectrum_of_groups_is_that_of_each_group_together() -> None:
     np.testing.assert_allclose(result.values, together, rtol=1e-12)
 
 
-def test_a_random_kernel_has_the_published_norm_and_rank() -> None:
-    """16 x 16 x 3 x 3 on 16 x 16, variance 1 / 144: norm about 2.09, normalised rank 0.806; as a
-    16 x 144 matrix 1.23 and 0.988. Standard deviations over kernels are below 0.004 (ranks)."""
-    for seed in range(5):
+def test_random_kernels_have_the_published_norm_and_rank() -> None:
+    """One 16 x 16 x 3 x 3 kernel of variance 1 / 144 on 16 x 16 had norm 2.087 and normalised rank
+    0.806; as a 16 x 144 matrix 1.227 and 0.988. Tolerances: 0.01 for ranks, and three standard
+    deviations over kernels for norms (0.079 and 0.035, measured over 40)."""
+    published = {"norm": 2.087, "rank": 0.806, "matrix norm": 1.227, "matrix rank": 0.988}
+    means = dict.fromkeys(published, 0.0)
+    for seed in range(8):
         weight = normal(16, 16, 3, 3, seed=seed) / 12.0
         (matrix,) = decompose([weight.flatten(1)])
 
         operator = conv_operator_spectrum(weight, ConvGeometry((16, 16)))
 
         assert operator.shape == (4096, 4096)
-        assert effective_rank(operator).value / 4096 == pytest.approx(0.806, abs=0.01)
-        assert effective_rank(matrix).value / 16 == pytest.approx(0.988, abs=0.01)
-        assert matrix.values[0] == pytest.approx(1.227, abs=0.1)
-        assert operator.values[0] == pytest.approx(2.087, abs=0.15)
         assert matrix.values[0] < operator.values[0] <= 3.0 * matrix.values[0]
+        means["norm"] += operator.values[0] / 8
+        means["rank"] += effective_rank(operator).value / 4096 / 8
+        means["matrix norm"] += matrix.values[0] / 8
+        means["matrix rank"] += effective_rank(matrix).value / 16 / 8
+    assert abs(means["rank"] - published["rank"]) < 0.01
+    assert abs(means["matrix rank"] - published["matrix rank"]) < 0.01
+    assert abs(means["norm"] - published["norm"]) < 3 * 0.079
+    assert abs(means["matrix norm"] - published["matrix norm"]) < 3 * 0.035
 
 
 def test_convolutions_padded_with_zeros_are_bounded_by_a_larger_circular_one() -> None:
@@ -247,164 +227,6 @@ def test_convolutions_padded_with_zeros_are_bounded_by_a_larger_circular_one() -
     circular = conv_operator_spectrum(weight, ConvGeometry((7, 6)))
 
     assert 0.8 < torch.linalg.matrix_norm(padded, 2).item() / circular.values[0] < 1.0
-
-
-# --- bounds ---------------------------------------------------------------------------------------
-
-ZOO_CASES = (
-    ((4, 3, 3, 3), ConvGeometry((5, 4))),
-    ((3, 3, 3, 3), ConvGeometry((6, 6))),
-    ((6, 6, 3, 3), ConvGeometry((2, 2))),
-    ((3, 2, 5, 5), ConvGeometry((3, 4))),
-    ((3, 4, 3, 3), ConvGeometry((6, 4), (2, 2))),
-    ((8, 2, 1, 1), ConvGeometry((4, 4), (2, 2))),
-    ((3, 4, 3, 3), ConvGeometry((3, 2), (2, 2), transposed=True)),
-    ((6, 3, 3, 3), ConvGeometry((4, 5), groups=2)),
-    ((8, 8, 7), ConvGeometry((15,), dilation=(2,))),
-)
-
-
-def kernels(shape: tuple[int, ...], seed: int) -> dict[str, Tensor]:
-    generator = np.random.default_rng(seed)
-    entries = generator.normal(size=shape)
-    first, second, taps = shape[0], shape[1], math.prod(shape[2:])
-    u, v, w = (generator.integers(1, 9, n) for n in (first, second, taps))
-    rank_one = np.einsum("o,i,t->oit", u, v, w).reshape(shape)
-    left = generator.integers(-4, 5, (first, 2))
-    few = np.einsum("or,rit->oit", left, generator.normal(size=(2, second, taps))).reshape(shape)
-    decay = np.geomspace(1.0, 1e-7, second).reshape(1, second, *[1] * (len(shape) - 2))
-    # sums to zero over the kernel positions: the block at frequency zero is rounding only
-    edges = np.diff(entries, axis=-1, append=entries[..., :1]) if taps > 1 else entries
-    arrays = {
-        "normal": entries,
-        "positive": generator.uniform(size=shape),
-        "constant": np.full(shape, generator.uniform(0.5, 1.0)),
-        "rank one": rank_one,
-        "rank two": few,
-        "graded": entries * decay,
-        "zero mean": edges,
-        "delta": np.where(np.arange(math.prod(shape)).reshape(shape) % taps == 0, entries, 0.0),
-        "sparse": entries * (generator.uniform(size=shape) < 0.2) + 1e-3,
-        "collapsed": entries * 1e-12,
-        "1e-18": rank_one * 1e-18,
-        "1e18": few * 1e18,
-        "1e-30": entries * 1e-30,
-        "subnormal": entries * 1e-42,
-    }
-    result = {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
-    for dtype in (torch.bfloat16, torch.float16):
-        result[str(dtype)] = torch.tensor(entries, dtype=dtype)
-    return result
-
-
-Item = tuple[str, Tensor, ConvGeometry, Truth]
-
-
-@functools.cache
-def conv_zoo() -> list[Item]:
-    """More than 250 kernels with the spectra of their explicit matrices."""
-    items = []
-    for number, (shape, geometry) in enumerate(ZOO_CASES):
-        for seed in range(2):
-            for kind, weight in kernels(shape, 100 * number + seed).items():
-                truth = oracle(torch.from_numpy(explicit(weight, geometry)))
-                items.append((f"{kind} {shape} {geometry} {seed}", weight, geometry, truth))
-    return items
-
-
-def outside(result: Decomposition, truth: Truth, shrink: float = 1.0) -> bool:
-    allowed = result.bounds / shrink + truth.singular_value_error * truth.scale
-    wrong = np.abs(result.values - truth.singular_values * truth.scale) > allowed
-    return bool(wrong.any())
-
-
-@pytest.mark.parametrize("tolerance", [1e-5, math.inf, 0.0], ids=["default", "gram", "direct"])
-def test_no_true_value_lies_outside_its_bound(tolerance: float) -> None:
-    """Singular values and every metric, up to what the oracle itself may be off."""
-    wrong, methods = [], set()
-    for name, weight, geometry, truth in conv_zoo():
-        result = conv_operator_spectrum(weight, geometry, tolerance=tolerance)
-        if outside(result, truth):
-            wrong.append(name)
-        for row in operator_rows(name, result, None)[0]:
-            assert row.lower is not None
-            assert row.upper is not None
-            true, error = truth.metrics[row.metric.removeprefix("operator_")]
-            if not row.lower - error <= true <= row.upper + error:
-                wrong.append(f"{name} {row.metric} {row.lower} {true} {row.upper}")
-        methods.add(result.method)
-    assert wrong == []
-    assert len(conv_zoo()) > 250
-    assert methods == {1e-5: {"fft_gram64", "fft_svd64"}, math.inf: {"fft_gram64"}}.get(
-        tolerance, {"fft_svd64"}
-    )
-
-
-def test_the_default_leaves_no_effective_rank_less_certain_than_the_tolerance() -> None:
-    for name, weight, geometry, _ in conv_zoo():
-        rank = effective_rank(conv_operator_spectrum(weight, geometry))
-
-        assert max(rank.upper - rank.value, rank.value - rank.lower) <= 1e-5 * rank.value, name
-
-
-def test_bounds_shrunk_ten_thousandfold_would_be_caught() -> None:
-    """Twin: the check of the singular values can fail."""
-    wrong = [
-        name
-        for name, weight, geometry, truth in conv_zoo()
-        if outside(conv_operator_spectrum(weight, geometry, tolerance=math.inf), truth, 1e4)
-    ]
-
-    assert len(wrong) > 20
-
-
-def test_kernels_in_float32_would_be_caught() -> None:
-    """Twin: an operator whose weights are off by 2^-24 is another one."""
-    wrong = 0
-    for _, weight, geometry, truth in conv_zoo():
-        nudged = weight.double() * (1 + 2.0**-24)
-        wrong += outside(conv_operator_spectrum(nudged, geometry), truth)
-
-    assert wrong > 200
-
-
-@pytest.mark.parametrize("scale", [1e-18, 1e18])
-def test_ranks_do_not_depend_on_the_scale_of_the_weights(scale: float) -> None:
-    """To the bit where the scale is a power of two: everything is divided by one first."""
-    weight, geometry = normal(4, 3, 3, 3), ConvGeometry((5, 6))
-    power = 2.0 ** round(math.log2(scale))
-    reference = conv_operator_spectrum(weight, geometry)
-
-    result = conv_operator_spectrum(weight * power, geometry)
-
-    np.testing.assert_array_equal(result.unit_values, reference.unit_values)
-    np.testing.assert_array_equal(result.values, reference.values * power)
-    rough = effective_rank(conv_operator_spectrum(weight * scale, geometry))
-    assert rough.value == pytest.approx(effective_rank(reference).value, rel=1e-7)
-
-
-def test_only_the_blocks_that_need_it_step_down() -> None:
-    """A Gram is accurate enough for the one group that has full rank."""
-    low = torch.outer(torch.arange(1.0, 33.0), torch.ones(32)).view(32, 32, 1).expand(-1, -1, 3)
-    weight, geometry = torch.cat([normal(32, 32, 3), low]), ConvGeometry((4,), groups=2)
-    gram = conv_operator_spectrum(weight, geometry, tolerance=math.inf)
-
-    result = conv_operator_spectrum(weight, geometry)
-
-    assert (gram.method, result.method) == ("fft_gram64", "fft_svd64")
-    unchanged = np.isin(result.unit_values, gram.unit_values).sum()
-    assert 96 <= unchanged < 256
-
-
-def test_the_workspace_changes_no_value_beyond_its_bound() -> None:
-    """Chunks of one block each, and everything at once."""
-    weight, geometry = normal(8, 6, 3, 3), ConvGeometry((9, 10), (1, 2))
-    whole = conv_operator_spectrum(weight, geometry)
-
-    result = conv_operator_spectrum(weight, geometry, workspace=1)
-
-    assert (np.abs(result.values - whole.values) <= whole.bounds).all()
-    np.testing.assert_allclose(result.values, whole.values, rtol=1e-12)
 
 
 # --- results that are not numbers, and failures ---------------------------------------------------

@@ -232,21 +232,41 @@ def test_zero_and_diverged_matrices_stay_as_they_are() -> None:
             assert torch.equal(pruned, matrix)
 
 
-def test_a_matrix_that_no_solver_could_decompose_becomes_nan() -> None:
+@pytest.mark.parametrize("method", ["svd64", "gesvd64", "none"])
+def test_where_the_eigenvalue_solver_failed_nothing_is_known(method: str) -> None:
+    """The ladder's lower rungs have no basis: NaN, and no error that would end a trial."""
     matrix = random(4, 6)
-    d = replace(decompose([matrix])[0], flag="ill_posed", method="none")
+    d = replace(decompose([matrix], vectors=0)[0], method=method)
     assert prune_singular_directions(matrix, d, fraction=0.5).isnan().all()
+    assert torch.equal(prune_singular_directions(matrix, d, fraction=1.0), matrix)
 
 
 def test_a_decomposition_without_a_basis_is_refused() -> None:
     matrix = random(4, 6)
-    d = replace(decompose([matrix])[0], basis=None)
+    (d,) = decompose([matrix])
     with pytest.raises(ValueError, match="basis") as caught:
         prune_singular_directions(matrix, d, fraction=0.5)
     assert str(caught.value) == (
         "the decomposition of a (4, 6) matrix has no basis to cut; decompose(..., basis=True) "
-        "finds one"
+        "finds one where min(m, n) is at most 2048"
     )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_our_own_decomposition_cuts_where_numpys_does(shape: tuple[int, int]) -> None:
+    """The gaps of these matrices are above 1e-2 of the norm: 1e-12 of it."""
+    matrix = random(*shape, dtype=torch.float32)
+    (d,) = decompose([matrix], vectors=0, basis=True)
+    for end, fraction in (("top", 0.5), ("bottom", 0.4)):
+        ours = prune_singular_directions(matrix.double(), d, fraction=fraction, end=end)  # type: ignore[arg-type]
+        numpys = prune_singular_directions(
+            matrix.double(),
+            with_basis(matrix),
+            fraction=fraction,
+            end=end,  # type: ignore[arg-type]
+        )
+        atol = 1e-12 * float(matrix.norm())
+        torch.testing.assert_close(ours, numpys, rtol=0.0, atol=atol)
 
 
 def test_the_decomposition_of_another_matrix_is_refused() -> None:

@@ -17,16 +17,11 @@ from spectral import (
     effective_rank,
     take_snapshot,
 )
+from spectral.metrics import METRICS_OF
 from spectral.rows import rounded_up
 from tests.spectral.groups import MEASURE, VIEWS, companions, content, group
 
-METRICS = (
-    "effective_rank",
-    "effective_rank/normalised",
-    "stable_rank",
-    "norm/frobenius",
-    "norm/spectral",
-)
+METRICS = tuple(metric.name for metric in METRICS_OF["ranks"])
 
 
 def rows_of(snapshot: Snapshot, subject: str) -> dict[str, ScalarRow]:
@@ -58,7 +53,7 @@ def test_rows_are_those_of_the_matrices_decomposed_alone() -> None:
 
     for k, snapshot in enumerate(snapshots):
         for view, spectrum in zip(VIEWS, snapshot.spectra, strict=True):
-            (alone,) = decompose([view.read(parameters, stacked=True)[k]])
+            (alone,) = decompose([view.read(parameters, stacked=True)[k]], vectors=0)
             row = rows_of(snapshot, view.name)["effective_rank"]
             assert (row.value, row.lower, row.upper) == effective_rank(alone)
             assert (row.method, row.flag) == (alone.method, None)
@@ -67,7 +62,7 @@ def test_rows_are_those_of_the_matrices_decomposed_alone() -> None:
 
 @pytest.mark.parametrize(
     ("measure", "scalars", "spectra"),
-    [(("ranks",), 45, 0), (("spectrum",), 0, 9), (("spectrum", "ranks"), 45, 9), ((), 0, 0)],
+    [(("ranks",), 216, 0), (("spectrum",), 0, 9), (("spectrum", "ranks"), 216, 9), ((), 0, 0)],
 )
 def test_only_what_is_measured_is_returned(
     measure: tuple[str, ...], scalars: int, spectra: int
@@ -99,7 +94,7 @@ def test_discovered_views_can_be_measured() -> None:
 def test_a_zero_matrix_has_rank_zero_and_is_marked() -> None:
     snapshot = snapshot_of(torch.zeros(4, 3))
 
-    assert [row[2:] for row in snapshot.scalars] == [(0.0, 0.0, 0.0, "none", "zero")] * 5
+    assert [row[2:] for row in snapshot.scalars] == [(0.0, 0.0, 0.0, "none", "zero")] * 24
     assert snapshot.spectra[0].flag == "zero"
     assert not snapshot.spectra[0].bounds.any()
 
@@ -111,7 +106,7 @@ def test_a_diverged_matrix_has_nan_rows_without_bounds(bad: float) -> None:
 
     snapshot = snapshot_of(matrix)
 
-    assert len(snapshot.scalars) == 5
+    assert len(snapshot.scalars) == 24
     for row in snapshot.scalars:
         assert math.isnan(row.value)
         assert row[3:] == (None, None, "none", "diverged")
@@ -201,7 +196,8 @@ def test_bounds_are_rounded_up_to_float32() -> None:
             group(1),
             ["ranks", "alignement"],
             None,
-            "unknown measurement 'alignement'; there are ranks, spectrum",
+            "unknown measurement 'alignement' (did you mean 'alignment'?); there are ranks, "
+            "spectrum, alignment, agreement, pruned, update, operator",
         ),
         (
             [MatrixView("w", "a"), MatrixView("w", "b")],

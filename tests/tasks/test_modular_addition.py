@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from spectral import CouplingEnd
+from spectral.coupling_checks import check_couplings
 from tasks import evaluate, make_streams, start, train_step
 from tasks.modular_addition import ModularAddition
 
@@ -149,3 +151,94 @@ def test_a_head_is_its_rows_of_the_fused_matrix():
     ]
     assert torch.equal(torch.cat(parts), fused)
     assert torch.equal(views["layers.0.attention.key"], fused[8:16])
+
+
+def couplings_of(**config):
+    task, streams = group(config)
+    model = task.build(streams[0])
+    return task.couplings(model), task.views(model), dict(model.named_parameters())
+
+
+def test_one_layer_has_the_six_couplings_of_the_paper():
+    """The heads of query and key count as one: they are averaged."""
+    couplings, _, _ = couplings_of()
+    attention = "layers.0.attention"
+
+    measured = [c for c in couplings if not c.residual]
+
+    assert list(dict.fromkeys(c.group or c.name for c in measured)) == [
+        f"embedding->{attention}.in_proj",
+        f"{attention}.query->key",
+        f"{attention}.value->{attention}.out_proj",
+        f"{attention}.out_proj->layers.0.linear1",
+        "layers.0.linear1->layers.0.linear2",
+        "layers.0.linear2->decoder",
+    ]
+
+
+def test_couplings_past_a_reader_of_the_residual_stream_are_marked():
+    couplings, _, _ = couplings_of()
+
+    assert [c.name for c in couplings if c.residual] == [
+        "embedding->layers.0.linear1",
+        "layers.0.attention.out_proj->decoder",
+    ]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 12])
+def test_twelve_layers_have_the_61_couplings_of_the_paper(layers):
+    """One to enter, and in each layer Q-K, V-O, O-W1, W1-W2, W2-next: 5 layers + 1."""
+    couplings, _, _ = couplings_of(layers=layers)
+
+    measured = {c.group or c.name for c in couplings if not c.residual}
+
+    assert len(measured) == 5 * layers + 1
+    assert len([c for c in couplings if c.residual]) == 2 * layers
+    if layers > 1:
+        assert "layers.0.linear2->layers.1.attention.in_proj" in measured
+        assert "layers.0.linear2->decoder" not in measured
+
+
+def test_each_coupling_meets_the_side_that_faces_the_other():
+    """An embedding's right vectors are its output; queries meet keys left against left."""
+    couplings, _, _ = couplings_of()
+    ends = {c.name: (c.first, c.second, c.length) for c in couplings}
+
+    assert ends["embedding->layers.0.attention.in_proj"] == (
+        CouplingEnd("embedding", "right"),
+        CouplingEnd("layers.0.attention.in_proj", "right"),
+        8,
+    )
+    for h in (0, 1):
+        assert ends[f"layers.0.attention.query->key[{h}]"] == (
+            CouplingEnd(f"layers.0.attention.query[{h}]", "left"),
+            CouplingEnd(f"layers.0.attention.key[{h}]", "left"),
+            4,
+        )
+    assert ends["layers.0.attention.value->layers.0.attention.out_proj"] == (
+        CouplingEnd("layers.0.attention.value", "left"),
+        CouplingEnd("layers.0.attention.out_proj", "right"),
+        8,
+    )
+    assert ends["layers.0.linear1->layers.0.linear2"] == (
+        CouplingEnd("layers.0.linear1", "left"),
+        CouplingEnd("layers.0.linear2", "right"),
+        12,
+    )
+    assert ends["layers.0.linear2->decoder"] == (
+        CouplingEnd("layers.0.linear2", "left"),
+        CouplingEnd("decoder", "right"),
+        8,
+    )
+
+
+@pytest.mark.parametrize("config", [{}, {"layers": 3, "positions": "learned", "layer_norm": True}])
+def test_every_coupling_fits_its_matrices(config):
+    couplings, views, parameters = couplings_of(**config)
+    shapes = {view.name: view.shape(parameters) for view in views}
+
+    assert check_couplings(views, couplings, shapes) == []
+    shapes["decoder"] = (8, 9)
+    assert [problem.split(":")[0] for problem in check_couplings(views, couplings, shapes)] == [
+        f"coupling '{c.name}'" for c in couplings if c.second.view == "decoder"
+    ]
