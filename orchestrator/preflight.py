@@ -196,11 +196,14 @@ def _look_at(task_class: type[Task], trial: Trial, device: str) -> _Model:
     task, measure = task_class([config]), trial.measure
     streams = make_streams([config], [trial.seed]).to(device)
     with torch.random.fork_rng(devices=[]), torch.device(device):
-        model = task.build(streams).to(config.dtype)
+        model = task.build(streams)
+    # as built: the training loop converts what is not real, and loses half of it
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    model.to(config.dtype)
     views = task.views(model)
     chosen = [view for view in views if measure.chooses(view.name)]
     couplings, problems = _couplings(task, model, measure, {view.name for view in views})
-    geometries: dict[str, ConvGeometry] = {}
+    geometries: dict[str, ConvGeometry] | None = {}
     if "operator" in measure.groups and all(view.layout == "matrix" for view in chosen):
         of = "the views chosen" if measure.views else "the model"
         problems.append(f"operator: there is no convolution among the matrices of {of}")
@@ -215,23 +218,22 @@ def _look_at(task_class: type[Task], trial: Trial, device: str) -> _Model:
             if not str(error).startswith("operator: "):
                 raise
             problems.append(str(error))
+            geometries = None
     if "pruned" in measure.groups and not prunable(model, exempt_last=measure.exempt_last):
-        advice = ": its last is exempt unless pruned: {last: included}"
-        problems.append(f"pruned: no matrix is cut{advice if measure.exempt_last else ''}")
+        advice = "; the last one is exempt unless pruned: {last: included}"
+        problems.append(f"pruned: there is no matrix to cut{advice if measure.exempt_last else ''}")
+    known = geometries is not None
+    groups = [group for group in measure.groups if group != "operator" or known]
     request = Request(
-        chosen,
-        measure.groups,
-        couplings,
-        vectors=measure.vectors,
-        geometries=geometries,
+        chosen, groups, couplings, vectors=measure.vectors, geometries=geometries or {}
     )
     parameters = dict(model.named_parameters())
     problems += request.problems(parameters, stacked=False)
-    dtypes = {v.name: parameters[v.parameter].dtype for v in chosen if v.parameter in parameters}
     problems += [
-        f"matrix view {name!r}: expected real floating-point weights, got {dtype}"
-        for name, dtype in dtypes.items()
-        if not dtype.is_floating_point
+        f"matrix view {view.name!r}: expected real floating-point weights, {view.parameter!r} is "
+        f"{dtypes[view.parameter]}"
+        for view in chosen
+        if view.parameter in dtypes and not dtypes[view.parameter].is_floating_point
     ]
     shapes = {view.name: view.shape(parameters) for view in chosen} if not problems else {}
     return _Model([view.name for view in views], shapes, problems)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-import spectral
 from orchestrator.expansion import Trial
+from orchestrator.measuring import Measurer
 from tasks import resolve
 from tasks.training import evaluate, make_streams, start, train_step
 
@@ -20,11 +22,12 @@ WARMUP_STEPS = 3
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one training step, one evaluation and one snapshot."""
+    """Seconds of one training step, one evaluation, one snapshot, and pruned models at one step."""
 
     step: float
     evaluation: float
     snapshot: float
+    pruned: float = 0.0
 
     def of(self, trial: Trial) -> float:
         """Seconds of a whole trial, if it costs what the probed one does per step."""
@@ -32,6 +35,7 @@ class Cost:
             trial.evaluations[-1] * self.step
             + len(trial.evaluations) * self.evaluation
             + len(trial.snapshots) * self.snapshot
+            + len(trial.pruned) * self.pruned
         )
 
 
@@ -52,22 +56,35 @@ def probe(trial: Trial, *, threads: int, device: str) -> Cost:
     task = task_class([config])
     streams = make_streams([config], [trial.seed]).to(device)
     model, state = start(task, streams)
-    views = task.views(model)
-    seconds = {}
-    for name in ("first", "later"):  # the first of each prepares what later ones reuse
-        began = _now(device)
-        evaluate(task, model, state, streams)
-        evaluated = _now(device)
-        spectral.take_snapshot(views, state.parameters, trial.measure.groups, None)
-        seconds[name] = (evaluated - began, _now(device) - evaluated)
-    for _ in range(min(WARMUP_STEPS, config.steps)):
-        train_step(task, model, state, streams)
+    beyond = trial.evaluations[-1] + 1  # a step at which nothing is pruned
+    with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
+        measurer = Measurer(task, model, trial, streams, Path(folder), trial.trial_id)
+
+        def timed(at: int) -> float:
+            began = _now(device)
+            measurer.take(state, at)
+            measurer.results(wait=True)
+            return _now(device) - began
+
+        try:
+            # The first of each prepares what later ones reuse.
+            evaluate(task, model, state, streams)
+            timed(beyond)
+            for _ in range(min(WARMUP_STEPS, config.steps)):
+                train_step(task, model, state, streams)
+            began = _now(device)
+            evaluate(task, model, state, streams)
+            evaluation = _now(device) - began
+            snapshot = timed(beyond + 1)
+            pruned = max(timed(trial.pruned[0]) - snapshot, 0.0) if trial.pruned else 0.0
+        finally:
+            measurer.close()
     steps, began = 0, _now(device)
     while _now(device) - began < PROBE_SECONDS:
         train_step(task, model, state, streams)
         steps += 1
     step = (_now(device) - began) / steps
-    return Cost(step, *seconds["later"])
+    return Cost(step, evaluation, snapshot, pruned)
 
 
 def _now(device: str) -> float:

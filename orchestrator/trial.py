@@ -243,7 +243,7 @@ class _Attempt:
             self.buffer.spectra(self.trial.trial_id, found.step, found.spectra)
         if bad is not None:
             rows = by_step[self.step]
-            by_step[self.step] = [row._replace(flag=row.flag or "diverged") for row in rows]
+            by_step[self.step] = [_diverged(row) for row in rows]
         self.measured = self.step
         for step, own in sorted(by_step.items()):
             self.buffer.scalars(self.trial.trial_id, step, own)
@@ -362,6 +362,11 @@ def _evaluation_rows(metrics: Mapping[tuple[str, str], Tensor]) -> list[ScalarRo
         ScalarRow(split, metric, float(value[0]), None, None, "evaluation", None)
         for (split, metric), value in metrics.items()
     ]
+
+
+def _diverged(row: ScalarRow) -> ScalarRow:
+    """A row of the step at which a trial ended; a flag of a matrix itself tells more."""
+    return row._replace(flag="diverged") if row.flag in (None, "ill_posed") else row
 
 
 def _first_bad(first_bad: Tensor, rows: Sequence[ScalarRow], step: int) -> int | None:

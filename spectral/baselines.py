@@ -217,7 +217,8 @@ def _eigenvalues(diagonal: Array, other: Array) -> Array:
         if info != 0:
             raise np.linalg.LinAlgError(f"dsterf did not converge on {info} eigenvalues")
         rows.append(eigenvalues[::-1])
-    return np.maximum(np.stack(rows), 0.0)
+    squares: Array = np.maximum(np.stack(rows), 0.0)
+    return squares
 
 
 def _metrics(values: Array, energy: Array, purity: Array) -> list[Array]:

@@ -13,10 +13,10 @@ import math
 import numpy as np
 from scipy.special import xlogy
 
+from spectral import ranges
 from spectral.bounded import UNKNOWN, Bounded
 from spectral.decompose import Decomposition, Tail
 from spectral.entropy import UNIT_ROUNDOFF, Array
-from spectral import ranges
 from spectral.ranges import Range, alone, box, outward
 
 

@@ -243,7 +243,9 @@ def _certified(
     # fewer than k values where W's rank is: the others are zero, or as small as `remainder`
     shown = np.zeros(k)
     shown[: min(k, count)] = found[:k]
-    columns = [padded(unit, side, k) if count < k else side[:, :k] for side in (left, right)]
+    columns = [
+        padded(unit, side, k) if count < k else side[:, :k].contiguous() for side in (left, right)
+    ]
     errors, span_errors = angle_bounds(shown, lower, upper, missing, slack)
     ours, theirs = columns if not unit.wide else columns[::-1]
     with np.errstate(over="ignore"):

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from orchestrator import preflight
+from orchestrator import cli, preflight
 from orchestrator.driver import Options, run_sweep
 from orchestrator.errors import SweepError
 from orchestrator.factors import num_bytes
@@ -176,7 +175,7 @@ EVERYTHING = "[ranks, spectrum, alignment, agreement, pruned, update, operator]"
             "[alignment, operator]",
             [
                 "coupling 'conv->fcc': there is no matrix view 'fcc'; similar: fc",
-                "coupling 'odd': the left vectors of 'conv' (4 x 9) have 4 entries, its rows but the left vectors of 'fc' (2 x 4) have 2 entries, its rows; both must have equally many",
+                "coupling 'odd': the left vectors of 'conv' (4 x 9) have 4 entries, its rows, but the left vectors of 'fc' (2 x 4) have 2 entries, its rows; both must have equally many",
                 "operator: no spatial size is known for 'spare.weight' (view 'spare'): no torch.nn convolution with these weights was reached by a forward pass",
             ],
         ),
@@ -186,7 +185,7 @@ EVERYTHING = "[ranks, spectrum, alignment, agreement, pruned, update, operator]"
             "[operator, pruned]",
             [
                 "operator: there is no convolution among the matrices of the model",
-                "pruned: no matrix is cut: its last one is exempt unless pruned: {last: included}",
+                "pruned: there is no matrix to cut; the last one is exempt unless pruned: {last: included}",
             ],
         ),
         ("linear", "{groups: [pruned], pruned: {last: included}}", []),
@@ -198,7 +197,9 @@ EVERYTHING = "[ranks, spectrum, alignment, agreement, pruned, update, operator]"
         (
             "complex",
             "[agreement]",
-            ["matrix view 'phase': expected real floating-point weights, got torch.complex64"],
+            [
+                "matrix view 'phase': expected real floating-point weights, 'phase' is torch.complex64"
+            ],
         ),
         ("complex", "{groups: [agreement], views: [fc]}", []),
         (
@@ -323,16 +324,19 @@ def test_a_run_with_problems_launches_nothing(folder: Path) -> None:
 @pytest.mark.parametrize(
     "command", [["plan"], ["run", "--in-process"], ["submit", "--address", "http://127.0.0.1:9"]]
 )
-def test_commands_end_with_exit_code_2(command: list[str], folder: Path) -> None:
+def test_commands_end_with_exit_code_2(
+    command: list[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (folder / "s.yaml").write_text(f"{TOP}base: {{steps: 2}}\nmeasure: {{views: [cnv]}}\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator", *command, "s.yaml"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    monkeypatch.setattr(sys, "argv", ["sweep", *command, "s.yaml"])
 
-    assert (done.returncode, done.stderr) == (
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    assert (ended.value.code, capsys.readouterr().err) == (
         2,
         "error: s.yaml: 1 problem\n"
         "  views: 'cnv' matches no matrix (did you mean conv?); there are: conv, fc  @ $.measure\n",

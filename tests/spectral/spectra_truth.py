@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from spectral import Decomposition
+from spectral.rows import ScalarRow
 
 
 def obvious(values: np.ndarray) -> dict[str, float]:
@@ -37,6 +38,13 @@ def obvious_mass_rank(ordered: list[float]) -> int:
 
 def obvious_numerical_rank(values: np.ndarray, threshold: float) -> int:
     return int((values > values.max() * threshold).sum())
+
+
+def ends(row: ScalarRow) -> tuple[float, float]:
+    """Of an interval that is known."""
+    assert row.lower is not None
+    assert row.upper is not None
+    return row.lower, row.upper
 
 
 def corners(low: np.ndarray, high: np.ndarray) -> Iterator[np.ndarray]:

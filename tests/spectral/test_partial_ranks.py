@@ -27,7 +27,9 @@ STEEP = np.geomspace(1.0, 1e-12, 60)
 SPECTRA = {"half normal": GAUSSIAN, "1/i^2": POWER_LAW, "steep": STEEP, "equal": np.ones(60)}
 
 
-def partly_known(values: np.ndarray, known: int, *, error: float = 1e-3) -> Decomposition:
+def partly_known(
+    values: np.ndarray, known: int, *, error: float = 1e-3, bound: float = 1e-9
+) -> Decomposition:
     """The first `known` values, and sums over the others that may be off by a relative error."""
     rest = values[known:]
     sums = [math.fsum(rest), math.fsum(v * math.log(v) for v in rest if v > 0.0)]
@@ -40,7 +42,7 @@ def partly_known(values: np.ndarray, known: int, *, error: float = 1e-3) -> Deco
     return replace(
         full,
         unit_values=values[:known],
-        unit_bounds=np.full(known, 1e-9),
+        unit_bounds=np.full(known, bound),
         unit_frobenius_bound=full.unit_frobenius * 1e-13,
         tail=Tail(total, weighted, "slq"),
     )
@@ -64,6 +66,41 @@ def test_intervals_hold_the_metrics_of_the_full_spectrum(name: str, known: int) 
     for metric, number in found.items():
         assert number.lower <= number.value <= number.upper, metric
         assert number.lower * (1 - 1e-13) <= true[metric] <= number.upper * (1 + 1e-13), metric
+
+
+@pytest.mark.parametrize("corner", ["low", "high", "both"])
+def test_intervals_hold_every_spectrum_in_the_box_of_the_known_values(corner: str) -> None:
+    """s ln s turns at 1 / e: values on either side of it, and intervals that hold it."""
+    bound = 0.1
+    values = np.array([3.0, 1.0, 0.42, 0.4, 0.38, 0.34, 0.3, 0.2, 0.1])
+    signs = {"low": [-1.0] * 7, "high": [1.0] * 7, "both": [1.0, -1.0] * 3 + [1.0]}[corner]
+    true = values + bound * np.array([*signs, 0.0, 0.0])
+    decomposition = partly_known(values, 7, error=1e-6, bound=bound)
+    norm = known_spectrum(true, np.zeros(9)).unit_frobenius
+    decomposition = replace(decomposition, unit_frobenius=norm, unit_frobenius_bound=norm * 1e-13)
+
+    found = obvious(true)
+
+    for metric, function in (
+        ("effective_rank", effective_rank),
+        ("participation_rank", participation_rank),
+        ("norm/nuclear", nuclear_norm),
+    ):
+        number = function(decomposition)
+        assert number.lower <= found[metric] <= number.upper, metric
+
+
+def test_the_sum_of_s_ln_s_is_enclosed_where_it_turns() -> None:
+    """Values at 1 / e, the lowest point: none smaller, and ends that are larger on both sides."""
+    at = math.exp(-1.0)
+    values, bound = np.array([at + 0.1, at + 0.1, at / 100]), 0.1
+    decomposition = partly_known(values, 2, error=1e-9, bound=bound)
+    decomposition = replace(decomposition, shape=(3, 3))
+
+    number = effective_rank(decomposition)
+
+    true = obvious(np.array([at, at, at / 100]))["effective_rank"]
+    assert number.lower <= true <= number.upper
 
 
 @pytest.mark.parametrize("known", [20, 40])

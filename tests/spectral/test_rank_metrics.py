@@ -36,6 +36,7 @@ from spectral.ranks import (
 from spectral.rows import ScalarRow
 from tests.spectral.spectra_truth import (
     corners,
+    ends,
     known_spectrum,
     obvious,
     obvious_numerical_rank,
@@ -96,8 +97,9 @@ def test_a_diagonal_matrix_has_known_answers(scale: float) -> None:
         expected = true * scale if found[metric].metric in NORMS else true
         row = found[metric]
         assert row.value == pytest.approx(expected, rel=1e-13), metric
-        assert row.lower <= expected * (1 + 1e-15), metric
-        assert row.upper >= expected * (1 - 1e-15), metric
+        lower, upper = ends(row)
+        assert lower <= expected * (1 + 1e-15), metric
+        assert upper >= expected * (1 - 1e-15), metric
 
 
 NORMS = ("norm/frobenius", "norm/spectral", "norm/nuclear")
@@ -136,7 +138,8 @@ def test_rank_one_has_every_rank_one() -> None:
     for metric, expected in true.items():
         row = found[metric]
         assert row.value == pytest.approx(expected, abs=EFFECTIVE_RANK_TOLERANCE), metric
-        assert row.lower <= expected <= row.upper, metric
+        lower, upper = ends(row)
+        assert lower <= expected <= upper, metric
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1)])
@@ -205,15 +208,16 @@ def test_every_metric_agrees_with_a_slow_obvious_version(shape: tuple[int, int])
         expected[f"norm/{norm}_relative"] = share / getattr(random, f"{norm}_share")
     for name, true in expected.items():
         assert found[name].value == pytest.approx(true, rel=1e-10, abs=1e-13), name
-        assert found[name].lower <= true * (1 + 1e-12) + 1e-13, name
-        assert found[name].upper >= true * (1 - 1e-12) - 1e-13, name
+        lower, upper = ends(found[name])
+        assert lower <= true * (1 + 1e-12) + 1e-13, name
+        assert upper >= true * (1 - 1e-12) - 1e-13, name
 
 
 def boxes() -> list[tuple[np.ndarray, np.ndarray]]:
     generator = np.random.default_rng(21)
     result = []
-    for _ in range(120):
-        size = generator.integers(1, 7)
+    for _ in range(50):
+        size = generator.integers(1, 6)
         spread = np.sort(10.0 ** generator.uniform(-6, 0, size))[::-1]
         close = np.sort(generator.uniform(0.9, 1.0, size))[::-1]
         twice = np.sort(generator.choice([1.0, 0.5, 0.1, 0.0], size))[::-1] + 0.0
@@ -236,7 +240,7 @@ def spectra_inside(values: np.ndarray, bounds: np.ndarray) -> list[np.ndarray]:
 
 
 def test_every_interval_holds_every_spectrum_in_the_box() -> None:
-    """720 boxes, among them some as large as their values, equal values, and zeros."""
+    """300 boxes, among them some as large as their values, equal values, and zeros."""
     for values, bounds in boxes():
         decomposition = known_spectrum(values, bounds)
         found = {name: metric(decomposition) for name, metric in METRICS.items()}
@@ -263,7 +267,7 @@ def test_intervals_hold_their_values_and_stay_in_range() -> None:
 
 def test_numerical_rank_intervals_hold_every_spectrum_in_the_box() -> None:
     for values, bounds in boxes():
-        for precision in (2.0**-23, 2.0**-7, 0.2, 2.0):
+        for precision in (2.0**-23, 2.0**-7, 2.0):
             found = numerical_rank(known_spectrum(values, bounds, precision=precision))
             assert found.lower <= found.value <= found.upper
             for spectrum in spectra_inside(values, bounds):
@@ -419,7 +423,8 @@ def test_rows_computed_together_equal_those_computed_alone() -> None:
     together = rank_rows(subjects, decompositions, flags)
 
     backwards = rank_rows(subjects[::-1], decompositions[::-1], flags[::-1])[::-1]
-    alone = [rank_rows([s], [d], [f])[0] for s, d, f in zip(subjects, decompositions, flags)]
+    each = zip(subjects, decompositions, flags, strict=True)
+    alone = [rank_rows([s], [d], [f])[0] for s, d, f in each]
     assert repr(together) == repr(backwards) == repr(alone)
 
 
@@ -461,12 +466,10 @@ def test_rows_come_in_the_order_of_their_definitions() -> None:
 def test_every_matrix_needs_a_subject_and_a_flag() -> None:
     (decomposition,) = decompose([torch.eye(3)])
 
-    with pytest.raises(ValueError) as caught:
-        rank_rows(["a", "b"], [decomposition], [])
+    message = "expected a subject and a flag for each of 1 matrices, got 2 subjects and 0 flags"
 
-    assert str(caught.value) == (
-        "expected a subject and a flag for each of 1 matrices, got 2 subjects and 0 flags"
-    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        rank_rows(["a", "b"], [decomposition], [])
 
 
 def test_norms_beyond_float64_keep_an_interval_of_numbers() -> None:

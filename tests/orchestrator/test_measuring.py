@@ -1,0 +1,240 @@
+"""A trial with every measurement: what is written, resumed, kept, and finished beside training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+import tasks
+from orchestrator import factors, measuring, parse, run_sweep
+from orchestrator.results import Results
+from orchestrator.session import Session
+from orchestrator.store import Store
+from orchestrator.sweep import Sweep
+from orchestrator.trial import Assignment, Context, run_group
+from spectral import SingularVectors, singular_vector_agreement
+from spectral.metrics import METRICS_OF, QUANTITIES_OF
+
+TEXT = """
+name: every
+task: modular_addition
+base: {modulus: 11, train_fraction: 0.7, width: 16, heads: 2, feed_forward: 32, lr: 3e-3, steps: 30}
+snapshots: {at: [1, 5, 12]}
+measure:
+  groups: [ranks, spectrum, alignment, agreement, pruned, update]
+  pruned: {fractions: [0.25, 0.5], at: [5]}
+  keep: KEEP
+tracking: none
+"""
+STEPS = [0, 1, 5, 12, 30]
+
+
+def sweep_of(folder: Path, keep: str = "none") -> Sweep:
+    return parse(TEXT.replace("KEEP", keep) + f"storage: {folder}\n")
+
+
+def run_one(sweep: Sweep, *, stop_after: int | None = None) -> Store:
+    """The sweep's trial as a worker runs it; interrupted after some steps, and continued."""
+    assignment = Assignment((next(sweep.trials()),), (1,))
+    with Session.claim(sweep) as session:
+        context = Context(
+            root=str(session.store.root),
+            epoch=session.epoch,
+            threads=1,
+            device="cpu",
+            checkpoint_seconds=1e9,
+            source_hash=tasks.source_hash(sweep.task_class),
+        )
+        if stop_after is not None:
+            asked = iter([False] * stop_after + [True])
+            stopped = run_group(assignment, context, stop=lambda: next(asked))
+            assert stopped.stopped_at == stop_after
+        result = run_group(assignment, context)
+        assert result.error is None
+        session.commit(result.rows)
+        session.discard_working_files(assignment.trial_ids)
+    return Store.open(sweep.root)
+
+
+def rows(store: Store, table: str) -> list[dict[str, Any]]:
+    """Sorted, and with NaN as text, so that equal tables compare equal."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(entry) for entry in value]
+        return "nan" if isinstance(value, float) and math.isnan(value) else value
+
+    found = store.scan(table, store.outcomes()).to_pylist()
+    name = "metric" if table == "scalars" else "quantity"
+    found.sort(key=lambda row: (row["step"], row["subject"], row[name]))
+    return [{key: plain(value) for key, value in row.items()} for row in found]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return run_one(sweep_of(tmp_path_factory.mktemp("all"), "all"))
+
+
+def test_every_metric_and_quantity_of_every_group_is_written(kept: Store) -> None:
+    groups = ("ranks", "alignment", "agreement", "update")
+    defined = {metric.name for group in groups for metric in METRICS_OF[group]}
+    quantities = {q.name for group in ("spectrum", *groups[1:]) for q in QUANTITIES_OF[group]}
+    pruned = {
+        f"{metric}/kept_{end}_{fraction}"
+        for metric in ("loss", "error")
+        for end in ("top", "bottom")
+        for fraction in (0.25, 0.5)
+    }
+
+    metrics = {row["metric"] for row in rows(kept, "scalars")}
+
+    assert metrics == defined | pruned | {"loss", "error"}
+    assert {row["quantity"] for row in rows(kept, "spectra")} == quantities
+
+
+def test_each_measurement_is_made_at_its_own_steps(kept: Store) -> None:
+    def steps(metric: str) -> list[int]:
+        return sorted({row["step"] for row in rows(kept, "scalars") if row["metric"] == metric})
+
+    assert steps("effective_rank") == steps("alignment") == STEPS
+    assert steps("agreement/initial") == steps("agreement/final") == STEPS
+    assert steps("agreement/previous") == steps("update_norm/frobenius") == STEPS[1:]
+    assert steps("loss/kept_top_0.5") == [0, 5, 30]
+
+
+def test_agreement_is_complete_at_both_ends(kept: Store) -> None:
+    """Step 0 agrees with step 0, and the last step with the last one."""
+    ends = [
+        row
+        for row in rows(kept, "scalars")
+        if (row["metric"], row["step"]) in (("agreement/initial", 0), ("agreement/final", 30))
+    ]
+
+    assert len(ends) == 2 * 15
+    for row in ends:
+        assert row["flag"] is None
+        assert row["lower"] <= 1.0 <= row["upper"] + 1e-6
+        assert row["value"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_agreement_with_the_end_is_that_of_the_vectors_that_were_kept(kept: Store) -> None:
+    """Recomputed after the fact, from what lies in factors/."""
+    results = Results.open(kept.root)
+    [trial_id] = results.trials()["trial_id"].to_pylist()
+    found = results.factors(trial_id)
+
+    def vectors(step: int, view: str) -> SingularVectors:
+        arrays = found[step, view]
+        return SingularVectors(
+            arrays.values,
+            torch.from_numpy(arrays.left),
+            torch.from_numpy(arrays.right),
+            arrays.left_errors,
+            arrays.right_errors,
+            arrays.left_span_errors,
+            arrays.right_span_errors,
+        )
+
+    checked = 0
+    for row in rows(kept, "scalars"):
+        if row["metric"] == "agreement/final":
+            step, view = row["step"], row["subject"]
+            again = singular_vector_agreement(vectors(step, view), vectors(30, view))
+            assert row["value"] == pytest.approx(again.score.value, abs=1e-12)
+            checked += 1
+    assert checked == 15 * len(STEPS)
+
+
+def test_keeping_all_directions_apart_adds_up_to_the_task(kept: Store) -> None:
+    """The top half of a trained model does better than the bottom half, and both are finite."""
+    last = {
+        (row["subject"], row["metric"]): row["value"]
+        for row in rows(kept, "scalars")
+        if row["step"] == 30 and row["subject"] in ("train", "val")
+    }
+
+    assert last["train", "loss/kept_top_0.5"] < last["train", "loss/kept_bottom_0.5"]
+    assert all(math.isfinite(value) for value in last.values())
+
+
+@pytest.mark.parametrize("stop_after", [3, 12, 29])
+def test_a_trial_that_was_interrupted_has_the_same_rows_to_the_bit(
+    tmp_path: Path, kept: Store, stop_after: int
+) -> None:
+    """Also the rows that compare with step 0, with the previous snapshot and with the end."""
+    resumed = run_one(sweep_of(tmp_path, "all"), stop_after=stop_after)
+
+    for table in ("scalars", "spectra"):
+        assert rows(resumed, table) == rows(kept, table)
+
+
+@pytest.mark.parametrize(("keep", "steps"), [("none", []), ("final", [30]), ("all", STEPS)])
+def test_only_what_is_kept_stays_on_disk(tmp_path: Path, keep: str, steps: list[int]) -> None:
+    store = run_one(sweep_of(tmp_path, keep), stop_after=7)
+
+    [shards] = store.outcomes()["shards"].to_pylist()
+    named = {shard["path"] for shard in shards if shard["table"] == factors.TABLE}
+    folder = store.root / factors.TABLE
+    there = {f"{factors.TABLE}/{path.name}" for path in folder.glob("*")}
+    assert there == named
+    assert list(factors.by_step(shards)) == steps
+
+
+def test_without_agreement_no_vectors_are_written_until_the_end(tmp_path: Path) -> None:
+    text = TEXT.replace("agreement, pruned, ", "").replace("KEEP", "final")
+    text = text.replace("  pruned: {fractions: [0.25, 0.5], at: [5]}\n", "")
+
+    store = run_one(parse(f"{text}storage: {tmp_path}\n"))
+
+    [shards] = store.outcomes()["shards"].to_pylist()
+    assert list(factors.by_step(shards)) == [30]
+
+
+@pytest.mark.parametrize("stop_after", [None, 6])
+def test_snapshots_finished_beside_training_have_the_same_rows(
+    tmp_path: Path, kept: Store, monkeypatch: pytest.MonkeyPatch, stop_after: int | None
+) -> None:
+    """The path of an accelerator, taken on the CPU: copies, a queue, another thread."""
+    monkeypatch.setattr(measuring, "streams_apart", lambda state: True)
+
+    beside = run_one(sweep_of(tmp_path, "all"), stop_after=stop_after)
+
+    for table in ("scalars", "spectra"):
+        assert rows(beside, table) == rows(kept, table)
+
+
+def test_a_diverged_trial_has_no_agreement_with_its_end(tmp_path: Path) -> None:
+    text = TEXT.replace("lr: 3e-3", "lr: 1e30").replace("KEEP", "none")
+
+    store = run_one(parse(f"{text}storage: {tmp_path}\n"))
+
+    assert store.outcomes()["status"].to_pylist() == ["diverged"]
+    found = rows(store, "scalars")
+    assert not [row for row in found if row["metric"] == "agreement/final"]
+    last = [row for row in found if row["step"] == max(row["step"] for row in found)]
+    assert {row["flag"] for row in last} == {"diverged"}
+
+
+def test_results_show_the_new_rows(kept: Store) -> None:
+    table = Results.open(kept.root).sql(
+        "SELECT step, value FROM scalars WHERE metric = 'alignment' "
+        "AND subject = 'layers.0.linear1->layers.0.linear2' ORDER BY step"
+    )
+
+    assert isinstance(table, pa.Table)
+    assert table["step"].to_pylist() == STEPS
+
+
+def test_an_operator_without_convolutions_is_refused_before_training(tmp_path: Path) -> None:
+    text = TEXT.replace("update]", "update, operator]").replace("KEEP", "none")
+
+    with pytest.raises(Exception, match="operator") as caught:
+        run_sweep(parse(f"{text}storage: {tmp_path}\n"))
+
+    assert not (tmp_path / "every").exists()
+    assert "operator" in str(caught.value)
