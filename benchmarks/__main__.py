@@ -6,13 +6,14 @@ import argparse
 import time
 from datetime import UTC, datetime
 
-from benchmarks import demo, figures, orchestration, overhead, page, snapshots, spectra
+from benchmarks import bounds, demo, figures, orchestration, overhead, page, snapshots, spectra
 
 MEASURE = {
     "demo": demo.measure,
     "overhead": overhead.measure,
     "snapshots": snapshots.measure,
     "spectra": spectra.measure,
+    "bounds": bounds.measure,
     "orchestration": orchestration.measure,
     "tracking": orchestration.measure_tracking,
     "memory": orchestration.measure_memory,

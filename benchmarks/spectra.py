@@ -236,7 +236,8 @@ def _shared(name: str, kind: str, device: str, found: Mapping[str, Any]) -> list
 def _process(module: str, *asked: str, quick: bool) -> dict[str, Any]:
     """The JSON that a process of two threads prints last."""
     command = [sys.executable, "-m", module, *asked, *(["--quick"] if quick else [])]
-    threads = {f"{library}_NUM_THREADS": str(THREADS) for library in ("OMP", "MKL", "OPENBLAS")}
+    count = str(1 if quick else THREADS)
+    threads = {f"{library}_NUM_THREADS": count for library in ("OMP", "MKL", "OPENBLAS")}
     done = subprocess.run(
         command,
         cwd=REPOSITORY,
@@ -256,7 +257,7 @@ def main() -> None:
     parser.add_argument("kinds", nargs="+", choices=KINDS)
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1 if given.quick else THREADS)
     network = build(given.name, quick=given.quick)
     found = {kind: compare(network, kind, quick=given.quick) for kind in given.kinds}
     print(json.dumps(found))

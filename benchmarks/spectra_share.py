@@ -18,6 +18,7 @@ from tasks.modular_addition import ModularAddition
 from tasks.training import make_streams, start, train_step
 
 THREADS = 2
+"""But one in a quick run: on a busy machine, two wait for each other at every small product."""
 
 CADENCE = {"VGG-16": 352, "grokking": 100}
 """Optimiser steps from one snapshot to the next: an epoch of 45,000 images, or a hundred."""
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(1 if given.quick else THREADS)
     found = {
         kind: share(given.name, kind, device=given.device, quick=given.quick)
         for kind in given.kinds

@@ -2,12 +2,11 @@
 
 A trial that compares its vectors with the final ones keeps those of every snapshot here until it
 can; most are scratch and go with its commit. Files that stay are named by the commit like any
-shard, with the table "factors", and are read by `Results.factors`.
+shard, with the table "factors", and are read through `orchestrator.kept`.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,17 +18,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from orchestrator import files
-from orchestrator.errors import QueryError
 from orchestrator.schemas import FORMAT_VERSION
 
 if TYPE_CHECKING:
     from orchestrator.measure import Measure
-    from spectral import SingularVectors
 
 TABLE = "factors"
 """The `table` of a manifest entry, and the folder."""
 
-_NUMBERS = ("values", "left_errors", "right_errors", "left_span_errors", "right_span_errors")
+NUMBERS = ("values", "left_errors", "right_errors", "left_span_errors", "right_span_errors")
 _VECTORS = ("left", "right")
 
 FACTORS = pa.schema(
@@ -40,7 +37,7 @@ FACTORS = pa.schema(
         ("m", pa.int64()),  # the matrix is m x n
         ("n", pa.int64()),
         ("k", pa.int64()),
-        *((name, pa.list_(pa.float64())) for name in _NUMBERS),
+        *((name, pa.list_(pa.float64())) for name in NUMBERS),
         *((name, pa.list_(pa.float32())) for name in _VECTORS),  # column after column
     ]
 )
@@ -168,7 +165,7 @@ def by_step(shards: Iterable[Mapping[str, Any]] | None) -> dict[int, Mapping[str
 def arrays_of(table: pa.Table) -> Iterator[tuple[str, FactorArrays]]:
     """The rows of a table with the schema FACTORS: (subject, arrays)."""
     for row in (batch.slice(i, 1) for batch in table.to_batches() for i in range(len(batch))):
-        numbers = {name: row[name][0].values.to_numpy().copy() for name in _NUMBERS}
+        numbers = {name: row[name][0].values.to_numpy().copy() for name in NUMBERS}
         m, n, k = (row[name][0].as_py() for name in ("m", "n", "k"))
         flat = (row[name][0].values.to_numpy() for name in _VECTORS)
         # copies: torch wants arrays that may be written to
@@ -186,7 +183,7 @@ def _write_to(
             one = {"trial_id": trial_id, "step": step, "subject": subject}
             one |= {"m": m, "n": n, "k": len(each.values)}
             columns = [pa.array([value], FACTORS.field(name).type) for name, value in one.items()]
-            lists = [getattr(each, name).astype(np.float64, copy=False) for name in _NUMBERS]
+            lists = [getattr(each, name).astype(np.float64, copy=False) for name in NUMBERS]
             for name in _VECTORS:
                 vectors = getattr(each, name).astype(np.float32, copy=False)
                 lists.append(vectors.ravel(order="F"))
@@ -198,86 +195,6 @@ def _write_to(
 
 def _blank(m: int, n: int, measure: Measure) -> FactorArrays:
     k = measure.num_vectors(min(m, n))
-    numbers = {name: np.zeros(k) for name in _NUMBERS}
+    numbers = {name: np.zeros(k) for name in NUMBERS}
     left, right = (np.zeros((k, size), np.float32).T for size in (m, n))
     return FactorArrays(left=left, right=right, **numbers)
-
-
-# --- any two models -------------------------------------------------------------------------
-
-AGREEMENT = pa.schema(
-    [
-        ("first", pa.string()),  # trial
-        ("second", pa.string()),
-        ("first_step", pa.int64()),
-        ("second_step", pa.int64()),
-        ("subject", pa.string()),
-        ("value", pa.float64()),  # mean of the determined ones among the first 10 of `values`
-        ("lower", pa.float64()),
-        ("upper", pa.float64()),
-        ("chance", pa.float64()),
-        ("dimension", pa.int64()),  # of the leading subspaces that are compared; 0: none
-        ("left_overlap", pa.float64()),
-        ("right_overlap", pa.float64()),
-        ("values", pa.list_(pa.float64())),  # NaN: not determined
-        ("bounds", pa.list_(pa.float32())),
-        ("flag", pa.string()),
-    ]
-)
-"""What `Results.agreement` returns; the numbers are those of `spectral.agreement.Agreement`."""
-
-
-def compared(
-    first: Mapping[str, FactorArrays], second: Mapping[str, FactorArrays]
-) -> list[dict[str, Any]]:
-    """Agreement of the singular vectors of two models: AGREEMENT from `subject` on, a row per view.
-
-    Args:
-        first: by view.
-        second: likewise; views that only one of them has are left out.
-
-    Raises:
-        QueryError: the matrices of a view differ in shape.
-    """
-    from spectral.agreement import singular_vector_agreements  # here, because it loads torch
-    from spectral.rows import rounded_up
-
-    common = [view for view in first if view in second]
-    for view in common:
-        if first[view].shape != second[view].shape:
-            (m, n), (p, q) = first[view].shape, second[view].shape
-            raise QueryError(
-                f"the matrices {view!r} cannot be compared: {m} x {n} in one trial, {p} x {q} in "
-                "the other"
-            )
-    pairs = [(_vectors(first[view]), _vectors(second[view])) for view in common]
-    rows = []
-    for view, found in zip(common, singular_vector_agreements(pairs), strict=True):
-        value, lower, upper = found.score
-        known = not math.isnan(value)
-        rows.append(
-            {
-                "subject": view,
-                "value": value,
-                "lower": lower if known else None,
-                "upper": upper if known else None,
-                "chance": found.chance,
-                "dimension": found.dimension,
-                "left_overlap": found.left_overlap.value,
-                "right_overlap": found.right_overlap.value,
-                "values": found.diagonal,
-                "bounds": rounded_up(found.bounds),
-                "flag": "ill_posed" if found.ill_posed else None,
-            }
-        )
-    return rows
-
-
-def _vectors(arrays: FactorArrays) -> SingularVectors:
-    import torch
-
-    from spectral import SingularVectors
-
-    numbers = {name: getattr(arrays, name) for name in _NUMBERS}
-    left, right = torch.from_numpy(arrays.left), torch.from_numpy(arrays.right)
-    return SingularVectors(left=left, right=right, **numbers)

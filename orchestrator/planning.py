@@ -255,9 +255,10 @@ def _estimate(
     except Exception as error:  # the task's own code; `sweep run` will show it in full
         return None, f"the probe of a trial failed: {type(error).__name__}: {error}"
     each = [cost.of(trial) for trial in left]
+    pruned = f", {1000 * cost.pruned:.3g} ms for pruned models at one step" if cost.pruned else ""
     return max(max(each), sum(each) / workers), (
         f"a probe of {left[0].label(sweep.axes)}: {1000 * cost.step:.3g} ms per step, "
-        f"{1000 * cost.snapshot:.3g} ms per snapshot; start-up not included"
+        f"{1000 * cost.snapshot:.3g} ms per snapshot{pruned}; start-up not included"
     )
 
 

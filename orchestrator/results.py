@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator import factors
+from orchestrator import kept
 from orchestrator.columns import (
     Names,
     Steps,
@@ -37,7 +37,7 @@ from orchestrator.columns import (
     varying,
 )
 from orchestrator.errors import DamageError, QueryError
-from orchestrator.factors import FactorArrays
+from orchestrator.factors import FactorArrays, by_step
 from orchestrator.schemas import TABLES, TRIALS, read_parquet
 from orchestrator.store import Store
 
@@ -228,23 +228,10 @@ class Results:
             QueryError: none were kept, or none at that step or of that subject; lists near ones.
             DamageError: a file is missing or differs from what was committed.
         """
-        kept = self._kept(trial_id)
-        wanted, names = steps_of(step), names_of("subject", subject)
-        steps = sorted(set(kept if wanted is None else wanted))
-        if missing := [n for n in steps if n not in kept]:
-            raise QueryError("\n".join(unknown("step", n, kept) for n in missing))
-        found = {
-            (n, name): arrays
-            for n in steps
-            for name, arrays in factors.arrays_of(self._store.read_shard(kept[n]))
-        }
-        there = {name for _, name in found}
-        if absent := sorted(set(names or ()) - there):
-            raise QueryError("\n".join(unknown("subject", name, there) for name in absent))
-        return {key: arrays for key, arrays in found.items() if names is None or key[1] in names}
+        return kept.chosen(self._kept(trial_id), self._store.read_shard, step, subject)
 
     def agreement(self, first: str, second: str, step: int | str | None = None) -> pa.Table:
-        """How far the singular vectors of two trials agree: `orchestrator.factors.AGREEMENT`.
+        """How far the singular vectors of two trials agree: `orchestrator.kept.AGREEMENT`.
 
         One row per step and matrix; what either trial has not kept is left out.
 
@@ -258,27 +245,8 @@ class Results:
             QueryError: nothing was kept that can be compared, or matrices differ in shape.
             DamageError: a file is missing or differs from what was committed.
         """
-        steps = [list(self._kept(trial_id)) for trial_id in (first, second)]
-        if step == "final":
-            pairs = [(steps[0][-1], steps[1][-1])]
-        elif step is None:
-            pairs = [(n, n) for n in steps[0] if n in steps[1]]
-        elif isinstance(step, str):
-            raise QueryError(f"step takes an integer or 'final', got {step!r}")
-        else:
-            pairs = [(step, step)]
-        if not pairs:
-            raise QueryError(
-                f"no step was kept of both trials: {first} has {_listed(steps[0])}, {second} has "
-                f"{_listed(steps[1])}; step='final' compares the last of each"
-            )
-        rows = []
-        for one, other in pairs:
-            models = (self.factors(first, one), self.factors(second, other))
-            by_view = [{view: arrays for (_, view), arrays in m.items()} for m in models]
-            named = {"first": first, "second": second, "first_step": one, "second_step": other}
-            rows += [{**named, **row} for row in factors.compared(*by_view)]
-        return pa.Table.from_pylist(rows, factors.AGREEMENT)
+        one, other = ((trial_id, self._kept(trial_id)) for trial_id in (first, second))
+        return kept.agreement(one, other, self._store.read_shard, step)
 
     @property
     def has_trends(self) -> bool:
@@ -362,13 +330,13 @@ class Results:
         """Step -> manifest entry of a trial's singular vectors; raises if there are none."""
         found = only(self._current, "trial_id", [trial_id]).to_pylist()
         self._refuse_unknown({"trial_id": [trial_id]}, self._current, lambda: self._current)
-        kept = factors.by_step(found[0]["shards"] if found else ())
-        if not kept:
+        entries = by_step(found[0]["shards"] if found else ())
+        if not entries:
             raise QueryError(
                 f"no singular vectors were kept of trial {trial_id}: write measure: {{groups: "
                 "[agreement], keep: final} into the sweep file and run it"
             )
-        return kept
+        return entries
 
     def _refuse_unknown(
         self,
@@ -419,7 +387,3 @@ class Results:
                 f"{path} is damaged: {error}. Everything in it follows from the store: "
                 f"`sweep track {self.root}` makes it anew."
             ) from error
-
-
-def _listed(steps: Sequence[int]) -> str:
-    return ", ".join(map(str, steps[:20])) + (f" and {len(steps) - 20} more" if steps[20:] else "")

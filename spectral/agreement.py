@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spectral.bounded import UNKNOWN, Bounded
 from spectral.chance import agreement_chance
 from spectral.entropy import UNIT_ROUNDOFF, Array
 from spectral.overlap import (
+    Meeting,
     chunks,
     exactly,
     gap_aware_dimension,
@@ -108,71 +110,88 @@ def singular_vector_agreements(
     for name, number in (("entries", entries), ("score", score)):
         if number < 1:
             raise ValueError(f"agreement: {name} must be at least 1, got {number}")
-    alike = defaultdict(list)
-    for position, (a, b) in enumerate(pairs):
+    for a, b in pairs:
         if a.shape != b.shape:
             (m, n), (p, q) = a.shape, b.shape
             raise ValueError(
                 f"agreement needs two matrices of one shape, got {m} x {n} and {p} x {q}"
             )
-        alike[a.shape, a.k, b.k, a.left.device, b.left.device].append(position)
-    results: dict[int, Agreement] = {}
+    alike = defaultdict(list)
+    compared: list[tuple[SingularVectors, SingularVectors, Side]] = []
+    for a, b in pairs:
+        for side in _SIDES:
+            shapes = (vectors_of(a, side)[0].shape, vectors_of(b, side)[0].shape)
+            alike[*shapes, a.left.device, b.left.device].append(len(compared))
+            compared.append((a, b, side))
+    sides: dict[int, _Side] = {}
     for kind in alike.values():
-        a, _ = pairs[kind[0]]
-        for positions in chunks(kind, max(a.left, a.right, key=len)):
-            agreed = _agreed([pairs[position] for position in positions], entries, score)
-            results.update(zip(positions, agreed, strict=True))
-    return [results[position] for position in range(len(pairs))]
+        a, _, side = compared[kind[0]]
+        for positions in chunks(kind, vectors_of(a, side)[0]):
+            met = _met([compared[position] for position in positions], entries, score)
+            sides.update(zip(positions, met, strict=True))
+    return [
+        _agreed(pair[0].shape, sides[2 * position], sides[2 * position + 1])
+        for position, pair in enumerate(pairs)
+    ]
 
 
-def _agreed(pairs: Sequence[Pair], entries: int, score: int) -> list[Agreement]:
-    """Pairs of one shape and one number of vectors."""
-    (m, n), k = pairs[0][0].shape, min(entries, pairs[0][0].k, pairs[0][1].k)
+class _Side(NamedTuple):
+    """One side of one pair: row `row` of a meeting, and how well the vectors are known."""
+
+    meeting: Meeting
+    row: int
+    known: NDArray[np.bool_]
+    spans: tuple[Array, Array]
+    leading: int
+
+
+def _met(
+    compared: Sequence[tuple[SingularVectors, SingularVectors, Side]], entries: int, score: int
+) -> list[_Side]:
+    """Sides of pairs whose vectors are of one shape, on either side of any matrix."""
+    k = min(entries, compared[0][0].k, compared[0][1].k)
     leading = min(score, k)
-    known = np.ones((len(pairs), k), dtype=bool)
-    meetings, spans = [], []
-    for side in _SIDES:
-        firsts = [vectors_of(a, side) for a, _ in pairs]
-        seconds = [vectors_of(b, side) for _, b in pairs]
-        errors = [np.array([sines[:k] for _, sines, _ in found]) for found in (firsts, seconds)]
-        device = firsts[0][0].device
-        meetings.append(
-            meet(
-                [vectors[:, :k] for vectors, _, _ in firsts],
-                [vectors[:, :k].to(device) for vectors, _, _ in seconds],
-                (errors[0], errors[1]),
-                leading,
-            )
-        )
-        known &= np.maximum(*errors) <= VECTOR_TOLERANCE
-        spans.append([(a[2], b[2]) for a, b in zip(firsts, seconds, strict=True)])
-    x, y = (meeting.diagonal for meeting in meetings)
-    widths = [meeting.widths for meeting in meetings]
-    # |x y - x* y*| <= |x - x*| y + x* |y - y*|, and x* is at most x + |x - x*|, and at most 1
-    width = widths[0] * y + np.minimum(x + widths[0], 1.0) * widths[1] + 4 * UNIT_ROUNDOFF
+    firsts = [vectors_of(a, side) for a, _, side in compared]
+    seconds = [vectors_of(b, side) for _, b, side in compared]
+    errors = [np.array([sines[:k] for _, sines, _ in found]) for found in (firsts, seconds)]
+    device = firsts[0][0].device
+    meeting = meet(
+        [vectors[:, :k] for vectors, _, _ in firsts],
+        [vectors[:, :k].to(device) for vectors, _, _ in seconds],
+        (errors[0], errors[1]),
+        leading,
+    )
+    known = np.maximum(*errors) <= VECTOR_TOLERANCE
+    return [
+        _Side(meeting, row, known[row], (a[2], b[2]), leading)
+        for row, (a, b) in enumerate(zip(firsts, seconds, strict=True))
+    ]
+
+
+def _agreed(shape: tuple[int, int], left: _Side, right: _Side) -> Agreement:
+    """Both sides together.
+
+    With diagonals x and y and true ones x* and y*, |x y - x* y*| <= |x - x*| y + x* |y - y*|, where
+    x* is at most x + |x - x*|, and at most 1.
+    """
+    x, y = (side.meeting.diagonal[side.row] for side in (left, right))
+    dx, dy = (side.meeting.widths[side.row] for side in (left, right))
+    width = dx * y + np.minimum(x + dx, 1.0) * dy + 4 * UNIT_ROUNDOFF
+    known = left.known & right.known
     diagonal, bounds = np.where(known, x * y, math.nan), np.where(known, width, math.nan)
-    results = []
-    for row in range(len(pairs)):
-        chosen = np.flatnonzero(known[row, :leading])
-        own = [side[row] for side in spans]
-        dimension = gap_aware_dimension([*own[0], *own[1]], leading)
-        left, right = (
-            overlap_of(meeting, row, dimension, side)
-            for meeting, side in zip(meetings, own, strict=True)
-        )
-        results.append(
-            Agreement(
-                diagonal=diagonal[row],
-                bounds=bounds[row],
-                score=mean_of(diagonal[row, chosen], bounds[row, chosen]),
-                ill_posed=len(chosen) < leading,
-                chance=agreement_chance((m, n)),
-                dimension=dimension,
-                left_overlap=left,
-                right_overlap=right,
-            )
-        )
-    return results
+    chosen = np.flatnonzero(known[: left.leading])
+    dimension = gap_aware_dimension([*left.spans, *right.spans], left.leading)
+    overlaps = [overlap_of(s.meeting, s.row, dimension, s.spans) for s in (left, right)]
+    return Agreement(
+        diagonal=diagonal,
+        bounds=bounds,
+        score=mean_of(diagonal[chosen], bounds[chosen]),
+        ill_posed=len(chosen) < left.leading,
+        chance=agreement_chance(shape),
+        dimension=dimension,
+        left_overlap=overlaps[0],
+        right_overlap=overlaps[1],
+    )
 
 
 def agreement_rows(

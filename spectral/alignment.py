@@ -133,8 +133,8 @@ def alignments(
     results: dict[int, Alignment] = {}
     for kind in alike.values():
         coupling, a, b = met[kind[0]]
-        sides = (vectors_of(a, coupling.first.side), vectors_of(b, coupling.second.side))
-        for positions in chunks(kind, max((side[0] for side in sides), key=Tensor.numel)):
+        sides = (vectors_of(a, coupling.first.side)[0], vectors_of(b, coupling.second.side)[0])
+        for positions in chunks(kind, max(sides, key=Tensor.numel)):
             aligned = _aligned([met[position] for position in positions], entries, score)
             results.update(zip(positions, aligned, strict=True))
     return [results[position] for position in range(len(met))]
@@ -154,8 +154,8 @@ def _vectors(which: str, given: Decomposition | SingularVectors) -> SingularVect
 
 def _kind(end: CouplingEnd, vectors: SingularVectors) -> tuple[object, ...]:
     """What must be equal for two couplings to be computed in one call."""
-    folded = (end.side, end.entries, end.reshape, end.tap)
-    return (*folded, vectors.shape, vectors.k, vectors.left.device)
+    columns = vectors.left if end.side == "left" else vectors.right
+    return (end.entries, end.reshape, end.tap, columns.shape, columns.device)
 
 
 def _pick(end: CouplingEnd) -> Pick:
@@ -184,18 +184,17 @@ def _taps(coupling: Coupling) -> int:
 def _aligned(
     met: Sequence[tuple[Coupling, SingularVectors, SingularVectors]], entries: int, score: int
 ) -> list[Alignment]:
-    """Couplings that differ in nothing but the numbers, their names and their lengths."""
+    """Couplings whose vectors are of equal shapes and picked alike."""
     coupling, a, b = met[0]
-    ends = (coupling.first, coupling.second)
     k = min(entries, a.k, b.k)
     leading = min(score, k)
     pairs = [
-        [vectors_of(vectors[side], ends[side].side) for vectors in ((a, b) for _, a, b in met)]
-        for side in (0, 1)
+        [vectors_of(a, coupling.first.side) for coupling, a, _ in met],
+        [vectors_of(b, coupling.second.side) for coupling, _, b in met],
     ]
     first, second = ([vectors[:, :k] for vectors, _, _ in side] for side in pairs)
     errors = [np.array([sines[:k] for _, sines, _ in side]) for side in pairs]
-    picks = (_pick(ends[0]), _pick(ends[1]))
+    picks = (_pick(coupling.first), _pick(coupling.second))
     meeting = meet(first, second, (errors[0], errors[1]), leading, picks)
     known = np.maximum(*errors) <= VECTOR_TOLERANCE
     diagonal = np.where(known, meeting.diagonal, math.nan)
@@ -234,8 +233,10 @@ def _matched(meeting: Meeting, row: int, chosen: NDArray[np.intp]) -> Bounded:
     """
     if not len(chosen):
         return UNKNOWN
-    similarity = np.abs(meeting.products[row][:, chosen[:, None], chosen]).mean(0)
-    value = best_matching(similarity)
+    products = meeting.products[row]
+    if len(chosen) < products.shape[-1]:
+        products = products[:, chosen[:, None], chosen]
+    value = best_matching(np.abs(products).mean(0))
     first, second = (float(drift[row, chosen].sum()) / len(chosen) for drift in meeting.drift)
     width = first * float(meeting.longest[row, chosen].max()) + second + meeting.rounding
     return within_unit(value, value - width, value + width)

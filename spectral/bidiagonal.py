@@ -20,8 +20,11 @@ from spectral.vectors import SMALLEST_SHARE
 # Bytes for a float64 copy of a matrix, and again for the bases that are kept of it.
 WORKSPACE = 2**28
 
+# Of rows converted at a time: larger blocks leave the allocator's pool, and cost page faults.
+_BLOCK_BYTES = 2**24
+
 # Columns of a basis after which it begins again: beyond, the small problem is no longer small.
-_LARGEST_BASIS = 1024
+_LARGEST_BASIS = 1536
 
 # Columns of a first block without a start: few, because a basis of many sweeps is a better one.
 _COLD_COLUMNS = 32
@@ -55,16 +58,16 @@ class UnitMatrix:
         self.shape = max(matrix.shape), min(matrix.shape)
         self.device = matrix.device
         self._rows, columns = matrix.shape
-        self._block = max(1, min(self._rows, workspace // (16 * columns)))
+        self._block = max(1, min(self._rows, min(workspace, _BLOCK_BYTES) // (8 * columns)))
         self._matrix, self._whole = matrix.detach(), False
-        if 8 * matrix.numel() <= workspace:
-            self._matrix, self._block, self._whole = self._rescaled(self._matrix), self._rows, True
         # rows first: no sum is longer than L or R, whatever order torch adds in
         squares = [(self._part(start) ** 2).sum(dim=1).sum() for start in self._starts()]
         self.energy = math.fsum(square.item() for square in squares)
         self.energy_error = self.energy * (
             summation_error(self.shape[0]) + (self.shape[1] + 4) * UNIT_ROUNDOFF
         )
+        if 8 * matrix.numel() <= workspace:
+            self._matrix, self._block, self._whole = self._rescaled(self._matrix), self._rows, True
 
     def apply(self, vectors: Tensor) -> Tensor:
         """Product with vectors of the short side: (R, c) -> (L, c)."""
@@ -82,7 +85,9 @@ class UnitMatrix:
         return range(0, self._rows, self._block)
 
     def _rescaled(self, part: Tensor) -> Tensor:
-        return part.to(torch.float64, memory_format=torch.contiguous_format) / self.scale
+        # one copy, also where the weights are float64 already: the division is in place
+        copy = part.to(torch.float64, memory_format=torch.contiguous_format, copy=True)
+        return copy.div_(self.scale)
 
     def _part(self, start: int) -> Tensor:
         part = self._matrix[start : start + self._block]

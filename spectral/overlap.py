@@ -29,7 +29,7 @@ Pick = Callable[[Tensor], Tensor]
 """From vectors [S, d, k] to the entries that meet, [S, T, c, k]."""
 
 # Entries of one stack: on a CPU what its caches hold, on an accelerator 256 MiB.
-_STACK_ENTRIES = {"cpu": 2**16}
+_STACK_ENTRIES = {"cpu": 2**18}
 _STACK_ENTRIES_ELSEWHERE = 2**25
 
 
@@ -77,7 +77,7 @@ class Meeting:
         widths: shape (S, k): |true - diagonal| <= width. <a, b> - <a*, b*> = <a - a*, b> +
             <a*, b - b*> with ||a*|| = 1; for picked entries likewise, and for means over taps.
         longest: shape (S, k): 1 + | ||b_j|| - 1 |.
-        grams: two of shape (S, s, s): the leading vectors' A^T A, and B^T B.
+        deviations: two of shape (S, s, s): the leading vectors' (A^T A - I)^2, entry by entry.
         rounding: bounds the rounding of one inner product of unit vectors.
     """
 
@@ -86,7 +86,7 @@ class Meeting:
     drift: tuple[Array, Array]
     widths: Array
     longest: Array
-    grams: tuple[Array, Array]
+    deviations: tuple[Array, Array]
     rounding: float
 
 
@@ -127,6 +127,7 @@ def meet(
     ]
     dots, products, *own = _on_host(pieces)
     squares, grams = (np.concatenate(part) for part in (own[: len(selves)], own[len(selves) :]))
+    deviations = (grams - np.eye(leading)) ** 2
     rounding = (sum(lengths) + 64) * UNIT_ROUNDOFF
     off_unit = np.abs(np.sqrt(squares) - 1.0) + rounding
     drift = distances(np.concatenate(errors)) + off_unit
@@ -138,7 +139,7 @@ def meet(
         drift=(drift[:count], drift[count:]),
         widths=drift[:count] * longest + drift[count:] + rounding,
         longest=longest,
-        grams=(grams[:count], grams[count:]),
+        deviations=(deviations[:count], deviations[count:]),
         rounding=rounding,
     )
 
@@ -188,10 +189,10 @@ def overlap_of(meeting: Meeting, pair: int, dimension: int, spans: Sequence[Arra
     products = meeting.products[pair, :, :dimension, :dimension]
     value = float((products * products).sum()) / (len(products) * dimension)
     # how far the columns are from orthonormal: ||A - basis||_2 <= ||A^T A - I||_F
-    skews = []
-    for gram in meeting.grams:
-        deviation = gram[pair, :dimension, :dimension] - np.eye(dimension)
-        skews.append(math.sqrt((deviation * deviation).sum()) + dimension * meeting.rounding)
+    skews = [
+        math.sqrt(squared[pair, :dimension, :dimension].sum()) + dimension * meeting.rounding
+        for squared in meeting.deviations
+    ]
     turned = [_distance(float(span[last])) for span in spans]
     width = (turned[0] + skews[0]) * (1.0 + skews[1]) + turned[1] + skews[1]
     width += dimension * meeting.rounding

@@ -42,8 +42,6 @@ from spectral.vectors import SingularVectors
 
 FAILURE_PROBABILITY = 1e-6
 
-# For one pass over a matrix of which no copy is needed.
-_BLOCK_BYTES = 2**24
 # The basis grows by this factor between two looks at its residuals, which cost a dense SVD each.
 _GROWTH = 1.2
 # Ritz vectors beyond k count as found up to the first whose residual exceeds this part of sigma_1.
@@ -187,7 +185,7 @@ def decompose_large(
         )
     if workspace is None:
         workspace = max(WORKSPACE, 3 * 8 * matrix.numel())
-    unit = UnitMatrix(matrix, _BLOCK_BYTES)
+    unit = UnitMatrix(matrix, 2**24)  # one pass needs no copy of all
     frobenius = math.sqrt(unit.energy)
     relative = summation_error(max(m, n)) + (min(m, n) + 4) * UNIT_ROUNDOFF
     unknown = Decomposition(

@@ -39,6 +39,9 @@ seeds: 2
 snapshots: {at: [4]}
 tracking: none
 """
+VECTORS = f"""{DEMO.replace("name: grokking", "name: vectors")}
+measure: {{groups: [agreement], keep: final}}
+"""
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -63,8 +66,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "examples").symlink_to(ROOT / "examples")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        outcome = run_sweep(parse(DEMO), Options(in_process=True))
-    assert outcome.statuses == {"completed": 4}
+        for text in (DEMO, VECTORS):
+            outcome = run_sweep(parse(text), Options(in_process=True))
+            assert outcome.statuses == {"completed": 4}
     return folder
 
 
@@ -94,6 +98,7 @@ def test_the_counts_in_the_sweep_file_page_are_right() -> None:
         "decay-and-rate": (5, 15),
         "two-blocks": (5, 5),
         "widths": (6, 6),
+        "vectors": (1, 1),
     }
 
 

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from orchestrator import factors, files, planning, preflight
+from orchestrator.display import vectors_on_disk
 from orchestrator.driver import Options, run_sweep
 from orchestrator.errors import DamageError, QueryError
 from orchestrator.export import export
-from orchestrator.factors import AGREEMENT, FactorArrays
+from orchestrator.factors import FactorArrays
+from orchestrator.kept import AGREEMENT
 from orchestrator.measure import Measure
 from orchestrator.results import Results
 from orchestrator.schemas import commit_table, seal
@@ -389,3 +391,40 @@ def test_scratch_is_what_a_trial_holds_until_its_commit(
     assert [spaces[keep].kept for keep in ("none", "final", "all")] == [0, one, 3 * one]
     without = parse(TEXT + "measure: {groups: [update], keep: final}\n")
     assert preflight.Inspection(without).space().scratch == 0
+
+
+@pytest.mark.parametrize(
+    ("scratch", "stays", "total", "lines"),
+    [
+        (0, 0, 0, []),
+        (1500, 0, 0, [("singular vectors, scratch", "1.5 kB per running trial, 3 kB at once")]),
+        (
+            2_620_000_000,
+            999,
+            10**6,
+            [
+                ("singular vectors, scratch", "2.62 GB per running trial, 5.24 GB at once"),
+                ("singular vectors, kept", "999 bytes per trial, 1 MB in all"),
+            ],
+        ),
+        (None, None, None, [("singular vectors", "of unknown size: the model cannot be built")]),
+    ],
+)
+def test_a_plan_is_shown_in_units_that_people_read(
+    scratch: int | None, stays: int | None, total: int | None, lines: list[tuple[str, str]]
+) -> None:
+    """Nothing is said of singular vectors where none are written."""
+    plan = planning.Plan(
+        *("toy", "toy", "results/toy"),
+        **dict.fromkeys(("trials", "configurations", "committed", "failed", "checkpointed"), 0),
+        **dict.fromkeys(("remaining", "unnamed", "changed"), 0),
+        device="cpu",
+        workers=2,
+        estimate_seconds=None,
+        estimate_basis="",
+        scratch_bytes=scratch,
+        kept_bytes=stays,
+        kept_bytes_total=total,
+    )
+
+    assert vectors_on_disk(plan) == lines

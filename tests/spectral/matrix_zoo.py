@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import mpmath
 import numpy as np
 import torch
 from torch import Tensor
@@ -171,3 +172,29 @@ def thousand() -> Iterator[tuple[str, Tensor]]:
         for n in (8, 32):
             tall = generator.uniform(size=(50_000, rank)) @ generator.uniform(size=(rank, n))
             yield "positive, 50,000 rows", torch.tensor(tall, dtype=torch.float32)
+
+
+def exact_values(unit: np.ndarray) -> list[mpmath.mpf]:
+    """Singular values of a tall float64 matrix whose products of entries are exact, to 40 digits.
+
+    The Gram matrix is summed exactly (`math.fsum`, and again what its rounding leaves), and its
+    eigenvalues are found in 50 digits. For float32 weights of a few columns: it is slow.
+    """
+    with mpmath.workdps(50):
+        columns = unit.shape[1]
+        gram = mpmath.matrix(columns, columns)
+        for i in range(columns):
+            for j in range(i, columns):
+                products = (unit[:, i] * unit[:, j]).tolist()
+                high = math.fsum(products)
+                low = math.fsum([*products, -high])
+                gram[i, j] = gram[j, i] = mpmath.mpf(high) + mpmath.mpf(low)
+        squares = mpmath.eigsy(gram, eigvals_only=True)
+        return sorted((mpmath.sqrt(max(s, mpmath.mpf(0))) for s in squares), reverse=True)
+
+
+def exact_errors(values: np.ndarray, exact: list[mpmath.mpf]) -> np.ndarray:
+    """|value - exact|, where float64 alone would lose the difference."""
+    with mpmath.workdps(50):
+        pairs = zip(values.tolist(), exact, strict=True)
+        return np.array([float(abs(mpmath.mpf(value) - true)) for value, true in pairs])

@@ -12,7 +12,7 @@ import torch
 
 from spectral import Decomposition, decompose, effective_rank
 from spectral.vectors import SMALLEST_SHARE
-from tests.spectral.matrix_zoo import FAMILIES, oracle, thousand
+from tests.spectral.matrix_zoo import FAMILIES, exact_errors, exact_values, oracle, thousand
 
 # The families whose effective rank must be right to 1e-6, whatever the scale.
 ACCURATE = {kind for kind in FAMILIES if "1/i" in kind or "rank" in kind or kind == "geometric"}
@@ -142,3 +142,20 @@ def test_vector_bounds_that_are_much_smaller_would_be_caught(
         sines = np.linalg.norm(ours - true * np.einsum("ij,ij->j", ours, true), axis=0)
         caught += int((sines > vectors.left_errors / divisor)[vectors.determined].sum())
     assert caught > 100
+
+
+@pytest.mark.parametrize("tolerance", [1e-5, math.inf], ids=["deflated", "gram only"])
+def test_fifty_thousand_positive_rows_are_known_against_exact_sums(
+    measured: list[tuple[str, torch.Tensor, Decomposition]], tolerance: float
+) -> None:
+    """Where NumPy's SVD is less certain than ours: the truth is summed exactly, in 50 digits."""
+    tall = [m for _, m, _ in measured if m.shape == (50_000, 8)]
+    assert len(tall) == 3
+    for found, matrix in zip(decompose(tall, tolerance=tolerance), tall, strict=True):
+        errors = exact_errors(
+            found.unit_values, exact_values(matrix.double().numpy() / found.scale)
+        )
+
+        assert (errors <= found.unit_bounds).all()
+        # and the bounds say something: they are not a million times too wide
+        assert (errors > found.unit_bounds / 1e6).any()

@@ -1,6 +1,7 @@
 """Alignment of two matrices: known answers, a slow version, chance, and intervals that hold."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -385,6 +386,41 @@ def test_an_error_above_the_tolerance_makes_an_entry_unknown() -> None:
     assert aligned.ill_posed
 
 
+@pytest.mark.parametrize(
+    ("shapes", "k"), [(((40, 30), (25, 40)), 25), (((64, 64), (64, 64)), 60), (((9, 1), (4, 9)), 1)]
+)
+def test_alignment_of_decomposed_matrices_encloses_that_of_an_independent_svd(
+    shapes: tuple[tuple[int, int], tuple[int, int]], k: int
+) -> None:
+    """numpy's own vectors are off by 1e-10 at most here."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        weights = [torch.randn(*shape, generator=generator) for shape in shapes]
+        found = inter_layer_alignment(*decompose(weights, vectors=k))
+        reference = inter_layer_alignment(*(of_matrix(w.double().numpy(), k) for w in weights))
+
+        known = ~np.isnan(found.diagonal)
+        assert known.mean() > 0.9
+        off = np.abs(found.diagonal - reference.diagonal)[known]
+        assert np.all(off <= found.bounds[known] + 1e-10)
+        assert found.score.value == pytest.approx(reference.score.value, abs=1e-6)
+        assert found.overlap.lower - 1e-10 <= reference.overlap.value
+        assert reference.overlap.value <= found.overlap.upper + 1e-10
+
+
+@pytest.mark.parametrize("kind", ["zero", "diverged"])
+def test_a_matrix_that_is_zero_or_not_finite_is_aligned_with_nothing(kind: str) -> None:
+    weights = torch.full((6, 6), 0.0 if kind == "zero" else math.nan)
+
+    aligned = inter_layer_alignment(*decompose([weights, torch.eye(6)], vectors=3))
+
+    assert np.isnan(aligned.diagonal).all()
+    assert aligned.ill_posed
+    assert math.isnan(aligned.score.value)
+    assert math.isnan(aligned.matched.value)
+    assert math.isnan(aligned.overlap.value)
+
+
 # ---------------------------------------------------------------- refusals and purity
 
 
@@ -439,3 +475,38 @@ def test_vectors_are_not_modified() -> None:
 
     after = [side for v in (a, b) for side in (v.left, v.right)]
     assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+
+
+def test_the_layout_of_vectors_in_memory_does_not_change_a_bit() -> None:
+    """A resumed trial's kept vectors may lie differently in memory."""
+    a, b = random_triples(33, 17, 13, 0), random_triples(17, 33, 13, 1)
+
+    def laid_out(vectors: SingularVectors) -> SingularVectors:
+        wide = torch.zeros(2, *vectors.left.shape, dtype=torch.float64)
+        wide[1] = vectors.left
+        return replace(vectors, left=wide[1], right=vectors.right.T.contiguous().T)
+
+    expected, aligned = inter_layer_alignment(a, b), inter_layer_alignment(*map(laid_out, (a, b)))
+
+    assert np.array_equal(aligned.diagonal, expected.diagonal)
+    assert np.array_equal(aligned.bounds, expected.bounds)
+    assert (aligned.matched, aligned.overlap) == (expected.matched, expected.overlap)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_an_accelerator_the_numbers_are_the_same_within_their_bounds() -> None:
+    def there(vectors: SingularVectors) -> SingularVectors:
+        return replace(vectors, left=vectors.left.cuda(), right=vectors.right.cuda())
+
+    taps = coupled(second=CouplingEnd("b", "right", reshape=(11, 3), tap="all"), length=33)
+    for pair, coupling in (
+        ((random_triples(33, 17, 13, 0), random_triples(17, 33, 13, 1)), None),
+        ((random_triples(11, 17, 11, 0), random_triples(17, 33, 11, 1)), taps),
+    ):
+        expected = inter_layer_alignment(*pair, coupling)
+        aligned = inter_layer_alignment(*map(there, pair), coupling)
+        np.testing.assert_allclose(aligned.diagonal, expected.diagonal, atol=1e-14)
+        np.testing.assert_allclose(aligned.bounds, expected.bounds, rtol=0.1)
+        np.testing.assert_allclose(aligned.matched, expected.matched, atol=1e-13)
+        np.testing.assert_allclose(aligned.overlap, expected.overlap, atol=1e-13)

@@ -91,16 +91,31 @@ def test_intervals_hold_every_spectrum_in_the_box_of_the_known_values(corner: st
 
 
 def test_the_sum_of_s_ln_s_is_enclosed_where_it_turns() -> None:
-    """Values at 1 / e, the lowest point: none smaller, and ends that are larger on both sides."""
+    """Two values at 1 / e, the lowest point, which is the lower end of their intervals.
+
+    Many small others make the entropy fall with the sum, so the truth is the interval's upper end.
+    """
+    others = np.full(500, 0.01)
     at = math.exp(-1.0)
-    values, bound = np.array([at + 0.1, at + 0.1, at / 100]), 0.1
-    decomposition = partly_known(values, 2, error=1e-9, bound=bound)
-    decomposition = replace(decomposition, shape=(3, 3))
+    true = np.array([at, at, *others])
+    middle = np.array([at + 0.1, at + 0.1, *others])
+
+    number = effective_rank(partly_known(middle, 2, error=0.0, bound=0.1))
+
+    assert number.upper == pytest.approx(obvious(true)["effective_rank"], rel=1e-9)
+    assert number.upper >= obvious(true)["effective_rank"]
+
+
+def test_the_sum_of_s_ln_s_is_enclosed_at_the_lower_end_of_an_interval() -> None:
+    """s ln s is 0 at 0 and negative at 0.2; large values make the entropy rise with the sum."""
+    true = np.array([3.0, 3.0, 3.0, 0.0, 0.0])
+    decomposition = partly_known(np.array([3.0, 3.0, 3.0, 0.1, 0.0]), 4)
+    decomposition = replace(decomposition, unit_bounds=np.array([0.0, 0.0, 0.0, 0.1]))
 
     number = effective_rank(decomposition)
 
-    true = obvious(np.array([at, at, at / 100]))["effective_rank"]
-    assert number.lower <= true <= number.upper
+    assert number.lower == pytest.approx(obvious(true)["effective_rank"], rel=1e-9)
+    assert number.lower <= obvious(true)["effective_rank"] * (1 + 1e-15)
 
 
 @pytest.mark.parametrize("known", [20, 40])
