@@ -16,8 +16,11 @@ from spectral.agreement import (
     singular_vector_agreement,
     singular_vector_agreements,
 )
+from spectral.metrics_vectors import AGREEMENT_METRICS, AGREEMENT_QUANTITIES
 from spectral.overlap import subspace_overlap
 from tests.spectral.frames import frame, random_triples, triples, turned
+
+VARIANTS = ("initial", "previous", "final")
 
 
 def test_a_matrix_agrees_with_itself() -> None:
@@ -300,3 +303,12 @@ def test_the_chance_level_is_a_row_of_its_own() -> None:
 
     assert row[:2] == ("w", "agreement/chance")
     assert row.value == row.lower == row.upper == pytest.approx(2 / math.pi / math.sqrt(1200))
+
+
+def test_every_row_is_defined_and_every_definition_has_a_row() -> None:
+    a = random_triples(9, 7, 3, 0)
+    rows = [agreement_rows("w", variant, a, a, "gram64", None) for variant in VARIANTS]
+    metrics = [row.metric for scalars, _ in rows for row in scalars]
+
+    assert [*metrics, "agreement/chance"] == [metric.name for metric in AGREEMENT_METRICS]
+    assert [row.quantity for _, row in rows] == [metric.name for metric in AGREEMENT_QUANTITIES]

@@ -10,6 +10,7 @@ from spectral import Coupling, CouplingEnd, MatrixView, ScalarRow, SingularVecto
 from spectral.alignment import inter_layer_alignment
 from spectral.coupling_checks import check_couplings
 from spectral.coupling_rows import alignment_rows
+from spectral.metrics_vectors import ALIGNMENT_METRICS, ALIGNMENT_QUANTITIES
 from tests.spectral.frames import frame, random_triples, triples
 
 METRICS = (
@@ -29,6 +30,11 @@ def left(view: str, **fields: object) -> CouplingEnd:
 
 def right(view: str, **fields: object) -> CouplingEnd:
     return CouplingEnd(view, "right", **fields)  # type: ignore[arg-type]
+
+
+def test_every_row_is_defined_and_every_definition_has_a_row() -> None:
+    assert tuple(metric.name for metric in ALIGNMENT_METRICS) == METRICS
+    assert [quantity.name for quantity in ALIGNMENT_QUANTITIES] == ["alignment/diagonal"]
 
 
 # ---------------------------------------------------------------- what a coupling may say
