@@ -89,8 +89,8 @@ conversion of its rows into the buffer of a shard, not the shard's way to the di
 
 Bound over error, for 1,008 float32 matrices of 14 families, six shapes and the scales 1e-18, 1 and
 1e18, and three positive low-rank ones of 50,000 rows. The truth is NumPy's float64 SVD; for 50,000
-rows, exact sums and 50 digits. Where an error is below what NumPy's may itself be off, that is taken
-for the error, so that the true ratio is larger. Each matrix gives one ratio: the median over its
+rows, exact sums and 50 digits. Where an error is below what NumPy's may itself be off, that is
+taken for the error, so that the true ratio is larger. Each matrix gives one ratio: the median over its
 singular values, and that of its effective rank. "Repeats" are matrices.
 """,
     "spectra": """## Spectra, beside the procedure of the paper
@@ -99,8 +99,8 @@ Shapes of Yunis et al. (arXiv 2408.11804): VGG-16 for CIFAR images (14 matrices,
 12-layer transformer of width 768 with 50,277 tokens (LM: 50, 61), and the one-layer transformer
 that groks (p = 113: 6, 6). Weights are made, not trained: "initial" is the initialisation,
 "collapsed" a product of rank 10 with relative noise of 2^-23 at scale 1e-6, as after strong weight
-decay, "power law" has singular values 1 / i^2. Two threads; a process for each comparison, in
-which ours and the rivals take turns.
+decay, "power law" has singular values 1 / i^2. Two threads (one in a quick run); a process for
+each network, in which ours and the rivals take turns.
 
 **The reference procedure** is theirs, written anew from its description: a float32
 `torch.linalg.svd` with vectors for each need. Each matrix once for its values, ranks and agreement

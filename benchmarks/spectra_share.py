@@ -29,6 +29,9 @@ EVERY_GROUP = tuple(name for name in MEASUREMENTS if name not in ("pruned", "ope
 STEPS = {"VGG-16": 3, "grokking": 100}
 """Optimiser steps per timing."""
 
+CALLS = {"VGG-16": 1, "grokking": 10}
+"""Snapshots per timing."""
+
 REPEATS = 5
 
 GROKKING: dict[str, Any] = {"modulus": 113, "weight_decay": 1.0, "betas": (0.9, 0.98)}
@@ -52,7 +55,7 @@ def share(name: str, kind: str, *, device: str, quick: bool) -> dict[str, Any]:
     snapshots = {
         label: _snapshot(views, couplings, now, before, groups) for label, groups in chosen.items()
     }
-    repeats, steps = (1, 1) if quick else (REPEATS, STEPS[name])
+    repeats, steps, calls = (1, 1, 1) if quick else (REPEATS, STEPS[name], CALLS[name])
     for call in (step, *snapshots.values()):
         _seconds(call, device)  # what a first call sets up is not training's or measuring's cost
     found: dict[str, list[float]] = {label: [] for label in snapshots}
@@ -60,7 +63,7 @@ def share(name: str, kind: str, *, device: str, quick: bool) -> dict[str, Any]:
     for _ in range(repeats):
         training.append(_seconds(step, device, steps))
         for label, call in snapshots.items():
-            found[label].append(_seconds(call, device))
+            found[label].append(_seconds(call, device, calls))
     return {"step": training, "groups": found}
 
 

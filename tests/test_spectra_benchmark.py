@@ -66,16 +66,21 @@ def test_the_grokking_network_is_the_one_of_the_task() -> None:
     assert network.couplings == pairs
 
 
-@pytest.mark.parametrize("quick", [vgg(divisor=16), build("grokking", quick=True)], ids=str)
+SMALL = pytest.mark.parametrize(
+    "network", [vgg(divisor=16), build("grokking", quick=True)], ids=["VGG-16", "grokking"]
+)
+
+
+@SMALL
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_rival_measures_what_float64_measures(quick: Network, kind: str) -> None:
+def test_the_rival_measures_what_float64_measures(network: Network, kind: str) -> None:
     """Values, ranks and both pruned matrices; float32 keeps 1e-5 of the largest value."""
-    of = weights(quick, kind)
+    of = weights(network, kind)
 
     found = reference.procedure(of, reference.final_factors(of))
     alone = reference.values_alone(of)
 
-    for view in quick.views:
+    for view in network.views:
         matrix = view.read(of.now)
         left, values, right = decomposed(matrix)
         size = values[0]
@@ -91,7 +96,7 @@ def test_the_rival_measures_what_float64_measures(quick: Network, kind: str) -> 
         assert found.ranks[view.name][2] == (share.cumsum() <= 0.9).sum() / len(values) + 1 / len(
             values
         )
-        if view is quick.views[-1]:
+        if view is network.views[-1]:
             assert view.name not in found.kept_top
             continue
         half = math.ceil(len(values) / 2)
@@ -173,9 +178,7 @@ def test_the_rival_compares_both_vectors_with_the_final_ones() -> None:
         assert found.scores[view.name] == pytest.approx(diagonal[:10].mean(), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "network", [vgg(divisor=16), build("grokking", quick=True)], ids=["VGG-16", "grokking"]
-)
+@SMALL
 def test_both_sides_of_the_comparison_measure_the_same(network: Network) -> None:
     """What is timed against the rival gives its numbers, to what float32 makes of leading ones."""
     of = weights(network, "power law")
