@@ -45,7 +45,7 @@ FAILURE_PROBABILITY = 1e-6
 # The basis grows by this factor between two looks at its residuals, which cost a dense SVD each.
 _GROWTH = 1.2
 # Ritz vectors beyond k count as found up to the first whose residual exceeds this part of sigma_1.
-_FOUND = 1e-4
+_FOUND = 1e-3
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def leading_triples(
     k: int,
     *,
     start: Tensor | None = None,
-    oversample: int = 8,
+    oversample: int | None = None,
     tolerance: float = 1e-6,
     max_sweeps: int = 48,
     steps: int = 24,
@@ -111,7 +111,7 @@ def leading_triples(
         k: how many triples, in [1, R].
         start: shape (n, p), the `block` of an earlier snapshot of this matrix; None draws one from
             a generator of its own.
-        oversample: columns iterated beside the k that are asked for.
+        oversample: columns iterated beside the k that are asked for; None: 8, or k / 4 if more.
         tolerance: largest ||W^T u_j - sigma_j v_j|| of the k triples, relative to sigma_1.
         max_sweeps: products with W^T W after which it stops, converged or not.
         steps: Lanczos steps of each probe of the remainder, at least 2.
@@ -136,7 +136,8 @@ def leading_triples(
         )
     with torch.no_grad():
         unit = UnitMatrix(matrix, workspace)
-        width = min(k + oversample, unit.shape[1])
+        extra = max(8, k // 4) if oversample is None else oversample
+        width = min(k + extra, unit.shape[1])
         basis = Basis(unit, first_block(unit, start, width), workspace)
         solved = 0
         for sweep in range(1, max_sweeps + 1):

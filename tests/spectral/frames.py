@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spectral import SingularVectors
+from spectral import Coupling, CouplingEnd, SingularVectors
 
 Array = NDArray[np.float64]
 
@@ -55,3 +55,18 @@ def of_matrix(weights: Array, k: int) -> SingularVectors:
 def turned(columns: Array, towards: Array, angle: float) -> Array:
     """Each column turned by `angle` towards the column of `towards`, which is orthogonal to it."""
     return math.cos(angle) * columns + math.sin(angle) * towards
+
+
+def coupled(
+    first: CouplingEnd | None = None, second: CouplingEnd | None = None, length: int = 1
+) -> Coupling:
+    ends = first or CouplingEnd("a", "left"), second or CouplingEnd("b", "right")
+    return Coupling(*ends, length)
+
+
+def with_left(columns: Array, error: float | Array = TINY, n: int = 12) -> SingularVectors:
+    return triples(columns, frame(n, columns.shape[1], 77), error)
+
+
+def with_right(columns: Array, error: float | Array = TINY, m: int = 12) -> SingularVectors:
+    return triples(frame(m, columns.shape[1], 78), columns, error)
