@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectral.agreement import Compared, all_agreement_rows
+from spectral.agreement import Compared, agreement_chance_row, all_agreement_rows
 from spectral.coupling_rows import alignment_rows
 from spectral.decompose import (
     EFFECTIVE_RANK_TOLERANCE,
@@ -400,6 +400,8 @@ def _agreement(
         rows = all_agreement_rows(variant, compared)
         scalars += rows[0]
         spectra += rows[1]
+    for name, now in factors.items():
+        scalars.append(agreement_chance_row(name, now.shape, known[name].method, flag_of[name]))
     return scalars, spectra
 
 
