@@ -90,8 +90,8 @@ conversion of its rows into the buffer of a shard, not the shard's way to the di
 Bound over error, for 1,008 float32 matrices of 14 families, six shapes and the scales 1e-18, 1 and
 1e18, and three positive low-rank ones of 50,000 rows. The truth is NumPy's float64 SVD; for 50,000
 rows, exact sums and 50 digits. Where an error is below what NumPy's may itself be off, that is
-taken for the error, so that the true ratio is larger. Each matrix gives one ratio: the median over its
-singular values, and that of its effective rank. "Repeats" are matrices.
+taken for the error, so that the true ratio is larger. Each matrix gives one ratio: the median over
+its singular values, and that of its effective rank. "Repeats" are matrices.
 """,
     "spectra": """## Spectra, beside the procedure of the paper
 

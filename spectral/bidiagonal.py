@@ -112,13 +112,22 @@ def random_block(unit: UnitMatrix, rows: int, columns: int, use: str) -> Tensor:
     return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(unit.device)
 
 
+def dense_svd(matrix: Array) -> tuple[Array, Array, Array]:
+    """Thin SVD of a small matrix: left vectors, values, right vectors, both as columns.
+
+    By torch, for its number of threads: NumPy's are one per core, whatever a worker was given.
+    """
+    left, values, right = torch.linalg.svd(torch.from_numpy(matrix), full_matrices=False)
+    return left.numpy(), values.numpy(), right.mT.numpy()
+
+
 def orthonormal(block: Tensor, base: Tensor, floor: float) -> Tensor:
     """Orthonormal columns for what `block` adds to the span of `base`, if longer than `floor`."""
     before = block.norm(dim=0).max() if block.numel() else 0.0
     for _ in range(2):
         block = block - base @ (base.mT @ block)
     q, r = torch.linalg.qr(block)
-    turn, lengths, _ = np.linalg.svd(r.cpu().numpy())
+    turn, lengths, _ = dense_svd(r.cpu().numpy())
     kept = torch.from_numpy(np.ascontiguousarray(turn[:, lengths > floor])).to(block.device)
     added: Tensor = q @ kept
     if (lengths < 1e-2 * float(before)).any():
@@ -192,8 +201,7 @@ class Basis:
 
     def ritz(self) -> tuple[Array, Array]:
         """Ritz values, descending, and the length of each one's column of F."""
-        self.turn_left, self.values, turn_right = np.linalg.svd(self.projected, full_matrices=False)
-        self.turn_right = turn_right.T
+        self.turn_left, self.values, self.turn_right = dense_svd(self.projected)
         last = self.leads_out.shape[1]
         self.missing = self.leads_out @ self.turn_left[len(self.turn_left) - last :]
         return self.values, np.linalg.norm(self.missing, axis=0)
@@ -221,7 +229,7 @@ def value_intervals(
     worst[count:, count:] = remainder * np.eye(extra)
     lower, upper = np.zeros(k + 1), np.full(k + 1, remainder)
     lower[: min(k + 1, count)] = found[: k + 1]
-    largest = np.linalg.svd(worst, compute_uv=False)[: k + 1]
+    largest = dense_svd(worst)[1][: k + 1]
     upper[: len(largest)] = np.maximum(largest, remainder)
     return np.maximum(lower - slack, 0.0), upper + slack
 

@@ -45,7 +45,7 @@ FAILURE_PROBABILITY = 1e-6
 # The basis grows by this factor between two looks at its residuals, which cost a dense SVD each.
 _GROWTH = 1.2
 # Ritz vectors beyond k count as found up to the first whose residual exceeds this part of sigma_1.
-_FOUND = 1e-3
+_FOUND = 1e-4
 
 
 @dataclass(frozen=True)
