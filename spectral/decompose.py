@@ -28,13 +28,13 @@ from spectral.bounded import Bounded
 from spectral.deflation import deflated
 from spectral.entropy import UNIT_ROUNDOFF, Array, effective_rank_range
 from spectral.gram import (
+    Scaled,
     eigenvalue_error,
     gram,
     peaks_and_scales,
     row_blocks,
     singular_values_from,
     summation_error,
-    times,
 )
 from spectral.solvers import Eigen, direct
 from spectral.vectors import SingularVectors
@@ -247,15 +247,13 @@ class Enqueued:
     """Matrices of one shape whose Gram matrices are on their way. Nothing has waited for a device.
 
     Attributes:
-        weights: the matrices, (m, n) each. They must not change before `finish` has run.
+        scaled: the matrices, (m, n) each. They must not change before `finish` has run.
         peaks: shape (B,), max|W|.
-        scales: shape (B,), the power of two each is divided by.
         grams: shape (B, R, R), on the device of the weights.
     """
 
-    weights: list[Tensor]
+    scaled: list[Scaled]
     peaks: Tensor
-    scales: Tensor
     grams: Tensor
 
 
@@ -264,21 +262,25 @@ def enqueue(matrices: Sequence[Tensor]) -> Enqueued:
     if len(matrices) == 1:
         (weights,) = matrices
         peak, scale = peaks_and_scales(weights)
-        grams = gram(row_blocks(weights, scale))
-        return Enqueued([weights], peak[None], scale[None], grams[None])
+        scaled = Scaled.of(weights, scale)
+        return Enqueued([scaled], peak[None], gram(scaled.blocks())[None])
     stack = torch.stack(list(matrices))
     peaks, scales = peaks_and_scales(stack)
-    return Enqueued(list(stack), peaks, scales, gram(row_blocks(stack, scales)))
+    each = [Scaled(weights, scale) for weights, scale in zip(stack, scales, strict=True)]
+    return Enqueued(each, peaks, gram(row_blocks(stack, scales)))
 
 
 @dataclass(frozen=True)
 class _Solved:
     """A finite, non-zero matrix between its solver and its bounds."""
 
-    weights: Tensor
-    scale: Tensor
+    scaled: Scaled
     trace: float  # of the computed Gram matrix of W / scale
     eigen: Eigen | None  # None where the solver failed
+
+    @property
+    def weights(self) -> Tensor:
+        return self.scaled.weights
 
 
 def finish(
@@ -292,16 +294,16 @@ def finish(
         usable = []
         for i, peak in enumerate(batch.peaks.tolist()):
             if peak == 0.0 or not math.isfinite(peak):
-                shape = batch.weights[i]
-                results[position + i] = _trivial(shape, vectors, zero=peak == 0.0)
+                weights = batch.scaled[i].weights
+                results[position + i] = _trivial(weights, vectors, zero=peak == 0.0)
             else:
                 usable.append(i)
         want = basis or vectors is None or vectors > 0
         traces = batch.grams.diagonal(dim1=-2, dim2=-1).sum(-1).tolist()
         for i, eigen in zip(usable, solve(batch.grams[usable], vectors=want), strict=True):
-            item = _Solved(batch.weights[i], batch.scales[i], traces[i], eigen)
+            item = _Solved(batch.scaled[i], traces[i], eigen)
             same_rank[batch.grams.shape[-1]].append((position + i, item))
-        position += len(batch.weights)
+        position += len(batch.scaled)
     for rank, items in same_rank.items():
         k = min(DEFAULT_VECTORS if vectors is None else vectors, rank)
         found = _bounded([item for _, item in items], k, basis=basis, tolerance=tolerance)
@@ -356,16 +358,13 @@ def _bounded(
             if basis:
                 result = replace(result, basis=eigenvectors)
             found[i] = result
-    return [
-        result or _direct(item) or _unsolved(item, k)
-        for result, item in zip(found, items, strict=True)
-    ]
+    return [result or _without_vectors(item, k) for result, item in zip(found, items, strict=True)]
 
 
 def _vectors(item: _Solved, values: Array, short: Tensor, angles: Angles) -> SingularVectors:
     """Both sides' vectors from those of the shorter side: W^T u_j or W v_j, normalised."""
     short = short.contiguous()
-    long = times(item.weights, item.scale, short)
+    long = item.scaled.times(short)
     lengths = torch.linalg.vector_norm(long, dim=0)
     # a vector of length zero belongs to a singular value of zero, and is not determined
     long = long / torch.where(lengths > 0.0, lengths, 1.0)
@@ -381,7 +380,7 @@ def _vectors(item: _Solved, values: Array, short: Tensor, angles: Angles) -> Sin
 def _assemble(item: _Solved, values: Array, bounds: Array, method: str) -> Decomposition:
     frobenius = math.sqrt(item.trace)
     shape = (item.weights.shape[0], item.weights.shape[1])
-    scale = item.scale.item()
+    scale = item.scaled.scale.item()
     relative = summation_error(max(shape)) + (len(values) + 4) * UNIT_ROUNDOFF
     finfo = torch.finfo(item.weights.dtype)
     # both are powers of two, so this compares max|W| itself
@@ -407,12 +406,11 @@ def _again(item: _Solved, eps: float, first: Decomposition) -> Decomposition | N
     eigenvectors = eigen.vectors
     if eigenvectors is None and long >= 3 * short:
         # two passes of eigenvalues cost less than one SVD of an elongated matrix
-        (solved,) = solve(gram(row_blocks(item.weights, item.scale))[None], vectors=True)
+        (solved,) = solve(gram(item.scaled.blocks())[None], vectors=True)
         eigenvectors = solved.vectors if solved else None
     if eigenvectors is not None:
-        weights, scale = item.weights, item.scale
         frobenius = first.unit_frobenius
-        found = deflated(weights, scale, eigen.values, eigenvectors, eps, frobenius)
+        found = deflated(item.scaled, eigen.values, eigenvectors, eps, frobenius)
         if found is not None:
             return _assemble(item, *found, "deflated64")
     return _direct(item)
@@ -426,7 +424,7 @@ def _direct(item: _Solved) -> Decomposition | None:
     hold it against exact values.
     """
     unit = item.weights.to("cpu", torch.float64, memory_format=torch.contiguous_format)
-    found = direct(unit / item.scale.cpu())
+    found = direct(unit / item.scaled.scale.cpu())
     if found is None:
         return None
     method, values = found
@@ -435,9 +433,12 @@ def _direct(item: _Solved) -> Decomposition | None:
     return _assemble(item, values, np.full(short, bound), method)
 
 
-def _unsolved(item: _Solved, k: int) -> Decomposition:
-    nothing = np.full(min(item.weights.shape), math.nan)
-    result = _assemble(item, nothing, nothing, "none")
+def _without_vectors(item: _Solved, k: int) -> Decomposition:
+    """Where the eigenvalue solver failed: values by a direct SVD, or none at all."""
+    result = _direct(item)
+    if result is None:
+        nothing = np.full(min(item.weights.shape), math.nan)
+        result = _assemble(item, nothing, nothing, "none")
     return replace(result, vectors=SingularVectors.unknown(item.weights, k) if k else None)
 
 

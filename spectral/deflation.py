@@ -17,12 +17,12 @@ from torch import Tensor
 
 from spectral.entropy import UNIT_ROUNDOFF, Array
 from spectral.gram import (
+    Scaled,
     eigenvalue_error,
     gram,
     peaks_and_scales,
     row_blocks,
     singular_values_from,
-    times,
 )
 from spectral.solvers import eigen
 
@@ -32,8 +32,7 @@ _CUT_BELOW, _CUT_ABOVE = 1e-5, 1e-7
 
 
 def deflated(
-    weights: Tensor,
-    scale: Tensor,
+    scaled: Scaled,
     eigenvalues: Array,
     eigenvectors: Tensor,
     eps: float,
@@ -48,8 +47,7 @@ def deflated(
     lambda_{h+1}. W V_t itself rounds by at most R u ||W||_F sqrt(t).
 
     Args:
-        weights: W, on its device.
-        scale: shape (), the power of two it is divided by.
+        scaled: W / scale.
         eigenvalues: shape (R,), descending, of the Gram matrix of W / scale.
         eigenvectors: shape (R, R), by columns, in the same order.
         eps: bound of the errors of the eigenvalues and of the residuals.
@@ -67,7 +65,7 @@ def deflated(
     candidates = range(first, min(last, rank - 1) + 1)
     head = max(candidates, key=lambda h: squares[h - 1] / max(squares[h], eps))
     num_tail = rank - head
-    restricted = times(weights, scale, eigenvectors[:, head:])
+    restricted = scaled.times(eigenvectors[:, head:])
     found = _values(restricted)
     if found is None:
         return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,6 +27,10 @@ BLOCK_ROWS = 256
 # Columns of a Gram matrix that one product makes. It is symmetric: only what lies on and right of
 # the diagonal blocks is computed, 5/8 of it with four panels.
 PANEL_COLUMNS = 192
+
+# Entries of matrices whose float64 blocks are kept between two uses: making them anew costs small
+# matrices as much as multiplying them.
+KEPT_ENTRIES = 2**18
 
 
 def peaks_and_scales(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,18 +104,41 @@ def gram(blocks: Iterable[Tensor]) -> Tensor:
     return result
 
 
-def times(weights: Tensor, scales: Tensor, right: Tensor) -> Tensor:
-    """(W / scale) right where W is tall, (W / scale)^T right where it is wide.
+@dataclass(frozen=True)
+class Scaled:
+    """W / scale, which is read in blocks of rows, more than once.
 
-    Args:
-        weights: shape (..., m, n).
-        scales: shape (...).
-        right: shape (..., R, k), float64: vectors of the shorter side.
-
-    Returns:
-        shape (..., L, k), float64.
+    Attributes:
+        weights: shape (m, n).
+        scale: shape (), see `peaks_and_scales`.
+        kept: its blocks, where they are small enough to be kept; else they are made again.
     """
-    return torch.cat([block @ right for block in row_blocks(weights, scales)], dim=-2)
+
+    weights: Tensor
+    scale: Tensor
+    kept: list[Tensor] | None = None
+
+    @classmethod
+    def of(cls, weights: Tensor, scale: Tensor) -> Scaled:
+        """With its blocks, if they are small and on the CPU."""
+        small = weights.device.type == "cpu" and weights.numel() <= KEPT_ENTRIES
+        return cls(weights, scale, list(row_blocks(weights, scale)) if small else None)
+
+    def blocks(self) -> Iterable[Tensor]:
+        """As `row_blocks`."""
+        return row_blocks(self.weights, self.scale) if self.kept is None else self.kept
+
+    def times(self, right: Tensor) -> Tensor:
+        """(W / scale) right where W is tall, (W / scale)^T right where it is wide.
+
+        Args:
+            right: shape (R, k), float64: vectors of the shorter side.
+
+        Returns:
+            shape (L, k), float64.
+        """
+        parts = [block @ right for block in self.blocks()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 
 def scale_below(peak: float) -> float:

@@ -226,19 +226,30 @@ def _split(matrix: Tensor, decomposition: Decomposition, k: int) -> tuple[Tensor
             f" finds one where min(m, n) is at most {LARGEST_RANK}"
         )
     basis = decomposition.basis.to(matrix.device)
-    top_is_smaller = k <= rank - k
-    vectors = basis[:, :k] if top_is_smaller else basis[:, k:]
-    smaller = torch.empty_like(matrix, memory_format=torch.contiguous_format)
-    larger = torch.empty_like(smaller)
+    # Coordinates are float64: those of small directions are lost in float32 beside large ones. What
+    # they are multiplied with may be float32, if it is the small directions that are made so and
+    # the large ones are what is left. That is worth it unless it makes many more products.
+    single = matrix.dtype != torch.float64 and rank - k <= 2 * k
+    make_top = not single and k <= rank - k
+    vectors = basis[:, :k] if make_top else basis[:, k:]
+    left = vectors.float() if single else vectors
+    made = torch.empty_like(matrix, memory_format=torch.contiguous_format)
+    others = torch.empty_like(made)
     # the shorter side first: (R, L)
-    whole, part, rest = ((t if shape[0] <= shape[1] else t.mT) for t in (matrix, smaller, larger))
+    whole, part, rest = ((t if shape[0] <= shape[1] else t.mT) for t in (matrix, made, others))
     width = max(_SLAB_ENTRIES // rank, 1)
     for start in range(0, max(shape), width):
         slab = whole[:, start : start + width].double()
-        projected = vectors @ (vectors.mT @ slab)
+        coordinates = vectors.mT @ slab
+        if single:
+            # over a power of two, so that float32 holds them as it holds the weights
+            scaled = (coordinates / decomposition.scale).float()
+            projected = (left @ scaled).double() * decomposition.scale
+        else:
+            projected = left @ coordinates
         part[:, start : start + width] = projected
         rest[:, start : start + width] = slab - projected
-    return (smaller, larger) if top_is_smaller else (larger, smaller)
+    return (made, others) if make_top else (others, made)
 
 
 def _pieces(

@@ -13,6 +13,16 @@ from spectral.rows import ScalarRow, SpectrumRow
 from tests.spectral.matrix_zoo import Truth, oracle, zoo
 
 
+# what the oracle knows; test_rank_metrics.py holds all metrics of the group against slow versions
+ORACLES = (
+    "effective_rank",
+    "effective_rank/normalised",
+    "stable_rank",
+    "norm/frobenius",
+    "norm/spectral",
+)
+
+
 @pytest.fixture(scope="module")
 def truths() -> dict[str, Truth]:
     return {name: oracle(matrix) for name, matrix in zoo().items()}
@@ -51,6 +61,7 @@ def test_every_metric_lies_within_its_stored_interval(truths: dict[str, Truth]) 
     scalars, _ = snapshot_rows(zoo())
 
     wrong = []
+    scalars = [row for row in scalars if row.metric in ORACLES]
     for row in scalars:
         true, error = truths[row.subject].metrics[row.metric]
         assert row.lower is not None
