@@ -12,7 +12,6 @@ from spectral import Decomposition, MatrixView, decompose, effective_rank, take_
 from spectral.rows import ScalarRow, SpectrumRow
 from tests.spectral.matrix_zoo import Truth, oracle, zoo
 
-
 # what the oracle knows; test_rank_metrics.py holds all metrics of the group against slow versions
 ORACLES = (
     "effective_rank",

@@ -275,3 +275,67 @@ def test_a_matrix_does_not_depend_on_its_company() -> None:
     np.testing.assert_array_equal(
         decompose(matrices[::-1], vectors=0)[3].values, together[0].values
     )
+
+
+def test_an_eigenvalue_solver_that_fails_leaves_values_and_no_vectors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The ladder is for values; vectors that nobody found are not determined, and say so."""
+    expected = one(graded())
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+
+    (result,) = decompose([graded()])
+
+    assert (result.method, result.flag) == ("svd64", None)
+    assert (np.abs(result.values - expected.values) <= result.bounds + expected.bounds).all()
+    assert result.vectors is not None
+    assert not result.vectors.determined.any()
+
+
+def test_the_workspace_changes_no_number() -> None:
+    """One matrix at a time, or all at once: the same bits."""
+    matrices = [graded(24, 16), torch.eye(16), graded(16, 40), graded(40, 16) * 2.0]
+    low = torch.outer(torch.arange(1.0, 65.0), torch.arange(1.0, 33.0))
+
+    at_once = decompose([*matrices, low], basis=True)
+    one_by_one = decompose([*matrices, low], basis=True, workspace=1)
+
+    for a, b in zip(at_once, one_by_one, strict=True):
+        np.testing.assert_array_equal(a.values, b.values)
+        np.testing.assert_array_equal(a.bounds, b.bounds)
+        assert a.vectors is not None
+        assert b.vectors is not None
+        assert torch.equal(a.vectors.left, b.vectors.left)
+        assert torch.equal(a.vectors.right, b.vectors.right)
+        np.testing.assert_array_equal(a.vectors.left_errors, b.vectors.left_errors)
+        assert a.basis is not None
+        assert b.basis is not None
+        assert torch.equal(a.basis, b.basis)
+
+
+@pytest.mark.parametrize("shape", [(24, 16), (16, 24), (16, 16)])
+def test_the_basis_is_that_of_the_shorter_side(shape: tuple[int, int]) -> None:
+    """Left singular vectors if m <= n, else right ones; all R of them, in order."""
+    (result,) = decompose([graded(*shape)], vectors=3, basis=True)
+
+    assert result.basis is not None
+    assert result.vectors is not None
+    side = result.vectors.left if shape[0] <= shape[1] else result.vectors.right
+    assert torch.equal(result.basis[:, :3], side)
+    eye = torch.eye(16, dtype=torch.float64)
+    torch.testing.assert_close(result.basis.mT @ result.basis, eye, rtol=0, atol=1e-13)
+
+
+def test_values_do_not_depend_on_whether_vectors_are_asked_for_beyond_their_bounds() -> None:
+    plain, both = one(graded()), decompose([graded()])[0]
+
+    assert (np.abs(plain.values - both.values) <= plain.bounds + both.bounds).all()
+
+
+def test_a_negative_number_of_vectors_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^expected at most 16 singular vectors") as caught:
+        decompose([graded()], vectors=-1)
+
+    assert str(caught.value) == (
+        "expected at most 16 singular vectors of a matrix of the shape (24, 16), got vectors=-1"
+    )
