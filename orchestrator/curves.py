@@ -43,9 +43,10 @@ def curve_key(subject: str, metric: str) -> str:
     """The key of a curve: ``train/loss``, ``effective_rank_normalised/layers.0.linear1``.
 
     The UI makes a section of what stands before the slash. MLflow takes letters, digits and
-    ``_ - . : /`` only: ``[3]`` becomes ``:3:`` and any other character ``:u`` with its code point
-    in hexadecimal and ``:``, so no two subjects share a key. A slash within a metric's name becomes
-    an underscore: no two registered metrics may differ in that alone.
+    ``_ - . : /`` only: ``[3]`` becomes ``:3:``, ``->`` becomes ``:to:`` and any other character
+    ``:u`` with its code point in hexadecimal and ``:``, so no two subjects share a key. A slash
+    within a metric's name becomes an underscore: no two registered metrics may differ in that
+    alone.
     """
     name, of = _escape(metric.replace("/", "_")), _escape(subject)
     key = f"{of}/{name}" if subject in SPLITS else f"{name}/{of}"
@@ -57,10 +58,12 @@ def curve_key(subject: str, metric: str) -> str:
 
 def _escape(text: str) -> str:
     def code(match: re.Match[str]) -> str:
+        if match[0] == "->":
+            return ":to:"
         return f":{match[1]}:" if match[1] else f":u{ord(match[0]):x}:"
 
     # A dot at the ends could make a path such as "..", which MLflow refuses.
-    return re.sub(r"\[([0-9]+)\]|[^A-Za-z0-9_.\-]|^\.|\.$", code, text)
+    return re.sub(r"\[([0-9]+)\]|->|[^A-Za-z0-9_.\-]|^\.|\.$", code, text)
 
 
 def choose(series: Iterable[Series]) -> dict[Series, str]:

@@ -50,14 +50,14 @@ def planned(store: Store) -> projection.Plan:
             RANK,
             "effective_rank_normalised/layers.0.attention.query:2:",
         ),
-        ("a->b", "agreement", "agreement/a-:u3e:b"),
+        ("a->b", "alignment", "alignment/a:to:b"),
     ],
 )
 def test_a_key_reads_like_the_name_it_stands_for(subject: str, metric: str, key: str) -> None:
     assert curve_key(subject, metric) == key
 
 
-subjects = st.text(st.sampled_from("ab0139[]:._-/ u>é"), min_size=1, max_size=12)
+subjects = st.text(st.sampled_from("abto0139[]:._-/ u>é"), min_size=1, max_size=12)
 
 
 @given(subjects, subjects)
@@ -72,6 +72,31 @@ def test_mlflow_accepts_every_key(subject: str) -> None:
         assert re.fullmatch(r"[/A-Za-z0-9_.\- :]+", key)
         assert posixpath.normpath(key) == key
         assert len(key) <= 244
+
+
+def test_curves_of_vectors_come_after_ranks_and_those_of_heads_last() -> None:
+    """Of the many numbers per matrix one stands for each group; agreement with the end does not,
+    because a running trial does not know it."""
+    series = [
+        ("a[0]", RANK),
+        ("a", "agreement/initial"),
+        ("a->b", "alignment"),
+        ("a->b", "alignment/matched"),
+        ("a", RANK),
+        ("a", "agreement/final"),
+        ("a", "stable_rank"),
+        ("val", "loss/kept_top_0.5"),
+        ("val", "loss"),
+    ]
+
+    assert list(choose(series)) == [
+        ("val", "loss"),
+        ("val", "loss/kept_top_0.5"),
+        ("a", RANK),
+        ("a->b", "alignment"),
+        ("a", "agreement/initial"),
+        ("a[0]", RANK),
+    ]
 
 
 def test_no_two_registered_metrics_share_a_section() -> None:
