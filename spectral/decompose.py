@@ -24,8 +24,9 @@ from torch import Tensor
 
 from spectral.angles import Angles, angle_bounds
 from spectral.backend import solve
-from spectral.bounded import Bounded
-from spectral.deflation import deflated
+from spectral.decomposition import Decomposition as Decomposition
+from spectral.decomposition import Tail as Tail
+from spectral.deflation import Deflated, deflated
 from spectral.entropy import UNIT_ROUNDOFF, Array, effective_rank_range
 from spectral.gram import (
     Scaled,
@@ -51,82 +52,6 @@ DEFAULT_WORKSPACE = 256 * 10**6
 
 # Matrices with a larger R are not decomposed in full: `spectral.subspace`.
 LARGEST_RANK = 2048
-
-_SMALLEST_SUBNORMAL = 2.0**-1074
-_SMALLEST_NORMAL = 2.0**-1022
-
-
-@dataclass(frozen=True)
-class Tail:
-    """Sums over the singular values of W / scale that were not computed one by one.
-
-    Attributes:
-        total: of sigma_i.
-        weighted: of sigma_i ln sigma_i.
-        method: how they were estimated; their intervals are statistical, at 99 % confidence.
-    """
-
-    total: Bounded
-    weighted: Bounded
-    method: str
-
-
-@dataclass(frozen=True)
-class Decomposition:
-    """The singular values of one matrix W and what is known of their error.
-
-    Attributes:
-        shape: (m, n) of W.
-        unit_values: shape (R,), float64, descending: singular values of W / scale.
-        unit_bounds: shape (R,), float64: half widths; the true value lies within them.
-        unit_frobenius: Frobenius norm of W / scale.
-        unit_frobenius_bound: its half width.
-        scale: the power of two with scale <= max|W| < 2 scale; 1.0 for zero and non-finite W.
-        method: ``gram64``, ``svd64``, ``gesvd64``, or ``none`` where no solver ran or all failed.
-        flag: ``zero``; ``diverged`` (an entry is not finite: values and bounds are NaN);
-            ``ill_posed`` (finite, but every solver failed: values and bounds are NaN);
-            ``collapsed`` (max|W| is below the smallest normal number of W's dtype); or None.
-        precision: distance from 1 to the next number of W's dtype, 2^-23 for float32.
-        vectors: the leading singular vectors, if they were asked for and a solver found them.
-        basis: shape (R, R), float64, on W's device: all singular vectors of the shorter side as
-            columns (left ones if m <= n), if they were asked for.
-        tail: what is known of the singular values beyond `unit_values`, where those are fewer than
-            R (R above 2048); None where they are all.
-    """
-
-    shape: tuple[int, int]
-    unit_values: Array
-    unit_bounds: Array
-    unit_frobenius: float
-    unit_frobenius_bound: float
-    scale: float
-    method: str
-    flag: str | None
-    precision: float = 2.0**-23
-    vectors: SingularVectors | None = None
-    basis: Tensor | None = None
-    tail: Tail | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether all R singular values are there."""
-        return len(self.unit_values) == min(self.shape)
-
-    @property
-    def values(self) -> Array:
-        """Singular values of W, shape (R,), descending; inf where float64 cannot hold them."""
-        with np.errstate(over="ignore"):
-            return self.unit_values * self.scale
-
-    @property
-    def bounds(self) -> Array:
-        """Half widths of `values`, shape (R,): |true - value| <= bound."""
-        with np.errstate(over="ignore"):
-            bounds = self.unit_bounds * self.scale
-        if self.scale > 2.0**-900 or self.flag == "zero":
-            return bounds
-        # Scaling back is exact except among subnormal numbers, where value and bound both round.
-        return np.where(bounds < _SMALLEST_NORMAL, bounds + 2 * _SMALLEST_SUBNORMAL, bounds)
 
 
 def decompose(
@@ -347,13 +272,19 @@ def _bounded(
         angles = angle_bounds(eigenvalues, eps, frobenius, k) if k else None
         for row, (i, item) in enumerate(zip(indices, own, strict=True)):
             result = _assemble(item, values[row], bounds[row], "gram64")
+            again: Deflated | None = None
             if wide[row]:
+                again = _deflated(item, float(eps[row]), result)
                 # where the second look fails, the first stands with its wide bounds
-                result = _again(item, float(eps[row]), result) or result
+                result = (
+                    _assemble(item, again.values, again.bounds, "deflated64")
+                    if again
+                    else _direct(item) or result
+                )
             eigenvectors = item.eigen.vectors if item.eigen else None
             if angles is not None and eigenvectors is not None:
                 own_angles = Angles(*(bound[row] for bound in angles))
-                triples = _vectors(item, result.values[:k], eigenvectors[:, :k], own_angles)
+                triples = _vectors(item, result.values[:k], eigenvectors[:, :k], own_angles, again)
                 result = replace(result, vectors=triples)
             if basis:
                 result = replace(result, basis=eigenvectors)
@@ -361,10 +292,17 @@ def _bounded(
     return [result or _without_vectors(item, k) for result, item in zip(found, items, strict=True)]
 
 
-def _vectors(item: _Solved, values: Array, short: Tensor, angles: Angles) -> SingularVectors:
+def _vectors(
+    item: _Solved, values: Array, short: Tensor, angles: Angles, again: Deflated | None
+) -> SingularVectors:
     """Both sides' vectors from those of the shorter side: W^T u_j or W v_j, normalised."""
     short = short.contiguous()
-    long = item.scaled.times(short)
+    k = short.shape[1]
+    if again is None or again.head >= k:
+        long = item.scaled.times(short)
+    else:  # the second look has multiplied with the others already
+        own = item.scaled.times(short[:, : again.head])
+        long = torch.cat([own, again.restricted[:, : k - again.head]], dim=1)
     lengths = torch.linalg.vector_norm(long, dim=0)
     # a vector of length zero belongs to a singular value of zero, and is not determined
     long = long / torch.where(lengths > 0.0, lengths, 1.0)
@@ -398,7 +336,7 @@ def _assemble(item: _Solved, values: Array, bounds: Array, method: str) -> Decom
     )
 
 
-def _again(item: _Solved, eps: float, first: Decomposition) -> Decomposition | None:
+def _deflated(item: _Solved, eps: float, first: Decomposition) -> Deflated | None:
     """A second look at the values alone, where the first leaves the effective rank uncertain."""
     short, long = sorted(item.weights.shape)
     eigen = item.eigen
@@ -408,12 +346,9 @@ def _again(item: _Solved, eps: float, first: Decomposition) -> Decomposition | N
         # two passes of eigenvalues cost less than one SVD of an elongated matrix
         (solved,) = solve(gram(item.scaled.blocks())[None], vectors=True)
         eigenvectors = solved.vectors if solved else None
-    if eigenvectors is not None:
-        frobenius = first.unit_frobenius
-        found = deflated(item.scaled, eigen.values, eigenvectors, eps, frobenius)
-        if found is not None:
-            return _assemble(item, *found, "deflated64")
-    return _direct(item)
+    if eigenvectors is None:
+        return None
+    return deflated(item.scaled, eigen.values, eigenvectors, eps, first.unit_frobenius)
 
 
 def _direct(item: _Solved) -> Decomposition | None:

@@ -11,6 +11,7 @@ Shape legend: W is m x n, R = min(m, n), h values kept, t = R - h computed again
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -31,13 +32,29 @@ from spectral.solvers import eigen
 _CUT_BELOW, _CUT_ABOVE = 1e-5, 1e-7
 
 
+class Deflated(NamedTuple):
+    """Singular values of W / scale, and what was computed on the way.
+
+    Attributes:
+        values: shape (R,), descending.
+        bounds: shape (R,), half widths.
+        head: h, how many values are those of the first look.
+        restricted: shape (L, t), (W / scale) V_t, or its transpose's where W is wide.
+    """
+
+    values: Array
+    bounds: Array
+    head: int
+    restricted: Tensor
+
+
 def deflated(
     scaled: Scaled,
     eigenvalues: Array,
     eigenvectors: Tensor,
     eps: float,
     frobenius: float,
-) -> tuple[Array, Array] | None:
+) -> Deflated | None:
     """Singular values of W / scale with half widths, the small ones computed again.
 
     With V = [V_h V_t] the computed eigenvectors, (W V)^T (W V) has the blocks A, C, B. Its
@@ -54,7 +71,7 @@ def deflated(
         frobenius: ||W / scale||_F.
 
     Returns:
-        (values, half widths), or None if no eigenvalue is small or the solver fails.
+        the singular values, or None if no eigenvalue is small or the solver fails.
     """
     rank = len(eigenvalues)
     first = int((eigenvalues > _CUT_BELOW * eigenvalues[0]).sum())
@@ -85,7 +102,12 @@ def deflated(
     tail_bounds = np.maximum(upper - tail, tail - lower) * (1.0 + 8 * UNIT_ROUNDOFF)
 
     values, bounds = singular_values_from(eigenvalues[None, :head], np.array([eps]))
-    return np.concatenate([values[0], tail]), np.concatenate([bounds[0], tail_bounds])
+    return Deflated(
+        np.concatenate([values[0], tail]),
+        np.concatenate([bounds[0], tail_bounds]),
+        head,
+        restricted,
+    )
 
 
 def _values(restricted: Tensor) -> tuple[Array, Array] | None:
