@@ -265,7 +265,7 @@ class Measurer:
             if end == "bottom":
                 cuts = [min(d.shape) - cut for d, cut in zip(decompositions, cuts, strict=True)]
             clear = all(
-                cut_is_determined(d, cut) for d, cut in zip(decompositions, cuts, strict=True)
+                cut_is_determined(d, cut, end) for d, cut in zip(decompositions, cuts, strict=True)
             )
             found = evaluate_pruned(self.task, self.model, state, self.streams, parameters)
             for (split, metric), value in found.items():

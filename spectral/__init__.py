@@ -13,26 +13,40 @@ A training loop calls `take_snapshot`, which measures everything from one decomp
 
 from spectral.agreement import Agreement, singular_vector_agreement
 from spectral.alignment import Alignment, inter_layer_alignment
+from spectral.baselines import Baseline, baseline
 from spectral.bounded import Bounded
-from spectral.decompose import (
-    DEFAULT_VECTORS,
-    EFFECTIVE_RANK_TOLERANCE,
-    Decomposition,
-    Tail,
-    decompose,
-)
+from spectral.decompose import DEFAULT_VECTORS, EFFECTIVE_RANK_TOLERANCE, decompose
+from spectral.decomposition import Decomposition, Tail
 from spectral.geometry import ConvGeometry, conv_geometries
 from spectral.metrics import MEASUREMENTS, METRICS, QUANTITIES, Metric
+from spectral.norms import (
+    frobenius_norm,
+    nuclear_norm,
+    nuclear_norm_relative,
+    spectral_norm,
+    spectral_norm_relative,
+)
 from spectral.operators import conv_operator_spectrum
 from spectral.overlap import subspace_overlap
 from spectral.pipeline import Pipeline
-from spectral.pruning import prunable, prune_singular_directions, pruned_parameters
+from spectral.pruning import (
+    cut_is_determined,
+    prunable,
+    prune_singular_directions,
+    pruned_parameters,
+)
 from spectral.ranks import (
     effective_rank,
     effective_ranks,
-    frobenius_norm,
+    entropy_over_log_rank,
+    gini,
+    gini_relative,
+    mass_rank,
     normalised,
-    spectral_norm,
+    numerical_rank,
+    participation_rank,
+    relative,
+    spectral_entropy,
     stable_rank,
 )
 from spectral.request import Request
@@ -50,6 +64,7 @@ METHOD_VERSION = 2
 __all__ = [  # noqa: RUF022
     "Agreement",
     "Alignment",
+    "Baseline",
     "Bounded",
     "COLLAPSED_BELOW",
     "ConvGeometry",
@@ -72,21 +87,34 @@ __all__ = [  # noqa: RUF022
     "SnapshotState",
     "SpectrumRow",
     "Tail",
+    "baseline",
     "begin_snapshot",
     "conv_geometries",
     "conv_operator_spectrum",
+    "cut_is_determined",
     "decompose",
     "discover",
     "effective_rank",
     "effective_ranks",
+    "entropy_over_log_rank",
     "frobenius_norm",
+    "gini",
+    "gini_relative",
     "inter_layer_alignment",
+    "mass_rank",
     "normalised",
+    "nuclear_norm",
+    "nuclear_norm_relative",
+    "numerical_rank",
+    "participation_rank",
     "prunable",
     "prune_singular_directions",
     "pruned_parameters",
+    "relative",
     "singular_vector_agreement",
+    "spectral_entropy",
     "spectral_norm",
+    "spectral_norm_relative",
     "stable_rank",
     "subspace_overlap",
     "take_snapshot",

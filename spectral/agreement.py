@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from spectral.bounded import UNKNOWN, Bounded
 from spectral.chance import agreement_chance
+from spectral.decomposition import Decomposition
 from spectral.entropy import UNIT_ROUNDOFF, Array
 from spectral.overlap import (
     Meeting,
@@ -26,6 +27,7 @@ from spectral.overlap import (
     mean_of,
     meet,
     overlap_of,
+    vectors_in,
     vectors_of,
 )
 from spectral.rows import ScalarRow, SpectrumRow, rounded_up, scalar_row
@@ -76,14 +78,19 @@ class Compared(NamedTuple):
 
 
 def singular_vector_agreement(
-    a: SingularVectors, b: SingularVectors, *, entries: int = 100, score: int = 10
+    a: Decomposition | SingularVectors,
+    b: Decomposition | SingularVectors,
+    *,
+    entries: int = 100,
+    score: int = 10,
 ) -> Agreement:
     """S_jj = |(u_j . u*_j) (v_j . v*_j)|: the inner product of the j-th rank-one terms.
 
     Signs of vectors do not matter. Symmetric in its arguments.
 
     Args:
-        a: singular vectors of a matrix, float64 or float32 (computed with in float64).
+        a: singular vectors of a matrix, float64 or float32 (computed with in float64), or a
+            decomposition that holds them.
         b: of a matrix of the same shape, at another time or from another trial.
         entries: how many diagonal entries; fewer if either matrix has fewer vectors.
         score: how many of them the score and the subspaces are made of.
@@ -92,11 +99,13 @@ def singular_vector_agreement(
         an `Agreement`.
 
     Raises:
-        ValueError: if the shapes differ (both are named), or `entries` or `score` is below 1.
+        ValueError: if the shapes differ (both are named), a decomposition has no vectors, or
+            `entries` or `score` is below 1.
 
     Source: Yunis et al., arXiv 2408.11804, equation 5.
     """
-    return singular_vector_agreements([(a, b)], entries=entries, score=score)[0]
+    pair = vectors_in(a, "agreement: the first"), vectors_in(b, "agreement: the second")
+    return singular_vector_agreements([pair], entries=entries, score=score)[0]
 
 
 def singular_vector_agreements(

@@ -18,7 +18,7 @@ from torch import Tensor
 from spectral.bounded import UNKNOWN, Bounded
 from spectral.chance import alignment_chance, best_matching, matched_chance
 from spectral.coupling_checks import ends_problems
-from spectral.decompose import Decomposition
+from spectral.decomposition import Decomposition
 from spectral.entropy import Array
 from spectral.overlap import (
     Meeting,
@@ -28,6 +28,7 @@ from spectral.overlap import (
     mean_of,
     meet,
     overlap_of,
+    vectors_in,
     vectors_of,
     within_unit,
 )
@@ -98,7 +99,10 @@ def inter_layer_alignment(
 
     Source: Yunis et al., arXiv 2408.11804, equations 3 and 4, and their code.
     """
-    pair = [_vectors(which, given) for which, given in (("first", first), ("second", second))]
+    pair = [
+        vectors_in(given, f"inter-layer alignment: the {which}")
+        for which, given in (("first", first), ("second", second))
+    ]
     if coupling is None:
         length = pair[0].shape[0]
         coupling = Coupling(CouplingEnd("first", "left"), CouplingEnd("second", "right"), length)
@@ -138,18 +142,6 @@ def alignments(
             aligned = _aligned([met[position] for position in positions], entries, score)
             results.update(zip(positions, aligned, strict=True))
     return [results[position] for position in range(len(met))]
-
-
-def _vectors(which: str, given: Decomposition | SingularVectors) -> SingularVectors:
-    if isinstance(given, SingularVectors):
-        return given
-    if given.vectors is None:
-        m, n = given.shape
-        raise ValueError(
-            f"inter-layer alignment needs singular vectors, but the {which} decomposition ({m} x "
-            f"{n}, flag {given.flag}) has none; call decompose with vectors above 0"
-        )
-    return given.vectors
 
 
 def _kind(end: CouplingEnd, vectors: SingularVectors) -> tuple[object, ...]:

@@ -47,6 +47,8 @@ EFFECTIVE_RANK_TOLERANCE = 1e-5
 # the first 100 entries of every diagonal.
 DEFAULT_VECTORS = 100
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 # Bytes that decomposition uses at once beside its arguments and results.
 DEFAULT_WORKSPACE = 256 * 10**6
 
@@ -73,7 +75,7 @@ def decompose(
     iteration (subspace64), and an estimate of sums over the rest: `Decomposition.tail`.
 
     Args:
-        matrices: each of shape (m, n), m and n at least 1, any real floating dtype, any device; not
+        matrices: each of shape (m, n), m and n at least 1, a dtype of `DTYPES`, any device; not
             modified, and nothing is recorded for differentiation.
         vectors: how many leading singular vectors of each, at most its R; 0 for values only, which
             takes half the time. None: `DEFAULT_VECTORS`, or R where that is less.
@@ -90,7 +92,7 @@ def decompose(
         ``diverged``, not an error.
 
     Raises:
-        TypeError: if a matrix is complex, integer or boolean.
+        TypeError: if a matrix is complex, integer, boolean or of eight bits.
         ValueError: if a matrix does not have two dimensions or has no entries, or if `vectors` is
             negative or more than a matrix has.
 
@@ -98,6 +100,28 @@ def decompose(
     """
     for matrix in matrices:
         check_matrix(matrix, vectors)
+    return decompose_at_most(
+        matrices,
+        vectors=DEFAULT_VECTORS if vectors is None else vectors,
+        basis=basis,
+        tolerance=tolerance,
+        workspace=workspace,
+        starts=starts,
+    )
+
+
+def decompose_at_most(
+    matrices: Sequence[Tensor],
+    *,
+    vectors: int,
+    basis: bool = False,
+    tolerance: float = EFFECTIVE_RANK_TOLERANCE,
+    workspace: int | None = None,
+    starts: Sequence[Tensor | None] | None = None,
+) -> list[Decomposition]:
+    """`decompose` of matrices of several ranks: `vectors` of each, or R where that is less."""
+    for matrix in matrices:
+        check_matrix(matrix)
     results: dict[int, Decomposition] = {}
     with torch.no_grad():
         own = [matrix.detach() for matrix in matrices]
@@ -124,6 +148,9 @@ def check_matrix(matrix: Tensor, vectors: int | None = None) -> None:
             f"expected a matrix of real floating-point numbers, got {matrix.dtype}; the spectra "
             "of complex and integer weights are not defined here"
         )
+    if matrix.dtype not in DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise TypeError(f"expected one of {known}, got {matrix.dtype}: convert it first")
     if matrix.dim() != 2 or matrix.numel() == 0:
         raise ValueError(
             f"expected a matrix (m, n) with m, n >= 1, got the shape {tuple(matrix.shape)}"
@@ -209,9 +236,9 @@ class _Solved:
 
 
 def finish(
-    batches: Sequence[Enqueued], *, vectors: int | None, basis: bool, tolerance: float
+    batches: Sequence[Enqueued], *, vectors: int, basis: bool, tolerance: float
 ) -> list[Decomposition]:
-    """The decompositions of enqueued matrices, in order; arguments as of `decompose`."""
+    """The decompositions of enqueued matrices, in order; arguments as of `decompose_at_most`."""
     results: dict[int, Decomposition] = {}
     same_rank: dict[int, list[tuple[int, _Solved]]] = defaultdict(list)
     position = 0
@@ -223,23 +250,23 @@ def finish(
                 results[position + i] = _trivial(weights, vectors, zero=peak == 0.0)
             else:
                 usable.append(i)
-        want = basis or vectors is None or vectors > 0
+        want = basis or vectors > 0
         traces = batch.grams.diagonal(dim1=-2, dim2=-1).sum(-1).tolist()
         for i, eigen in zip(usable, solve(batch.grams[usable], vectors=want), strict=True):
             item = _Solved(batch.scaled[i], traces[i], eigen)
             same_rank[batch.grams.shape[-1]].append((position + i, item))
         position += len(batch.scaled)
     for rank, items in same_rank.items():
-        k = min(DEFAULT_VECTORS if vectors is None else vectors, rank)
+        k = min(vectors, rank)
         found = _bounded([item for _, item in items], k, basis=basis, tolerance=tolerance)
         results.update(zip((p for p, _ in items), found, strict=True))
     return [results[p] for p in range(position)]
 
 
-def _trivial(weights: Tensor, vectors: int | None, *, zero: bool) -> Decomposition:
+def _trivial(weights: Tensor, vectors: int, *, zero: bool) -> Decomposition:
     rank = min(weights.shape)
     value = 0.0 if zero else math.nan
-    k = min(DEFAULT_VECTORS if vectors is None else vectors, rank)
+    k = min(vectors, rank)
     return Decomposition(
         shape=(weights.shape[0], weights.shape[1]),
         unit_values=np.full(rank, value),
@@ -378,9 +405,10 @@ def _without_vectors(item: _Solved, k: int) -> Decomposition:
 
 
 def _large(
-    matrix: Tensor, vectors: int | None, start: Tensor | None, workspace: int | None
+    matrix: Tensor, vectors: int, start: Tensor | None, workspace: int | None
 ) -> Decomposition:
     from spectral.subspace import decompose_large  # it needs what is defined here
 
-    k = max(1, DEFAULT_VECTORS if vectors is None else vectors)
+    # without vectors there would be no values either
+    k = min(vectors or DEFAULT_VECTORS, min(matrix.shape))
     return decompose_large(matrix, k, start=start, workspace=workspace)

@@ -36,15 +36,19 @@ class Decomposition:
 
     Attributes:
         shape: (m, n) of W.
-        unit_values: shape (R,), float64, descending: singular values of W / scale.
+        unit_values: shape (R,), float64, descending: singular values of W / scale; the leading ones
+            only where R is above 2048.
         unit_bounds: shape (R,), float64: half widths; the true value lies within them.
         unit_frobenius: Frobenius norm of W / scale.
         unit_frobenius_bound: its half width.
         scale: the power of two with scale <= max|W| < 2 scale; 1.0 for zero and non-finite W.
-        method: ``gram64``, ``svd64``, ``gesvd64``, or ``none`` where no solver ran or all failed.
+        method: ``gram64``, ``deflated64``, ``svd64``, ``gesvd64``, ``subspace64`` (R above 2048),
+            or ``none`` where no solver ran or all failed; ``fft_gram64``, ``fft_svd64``,
+            ``fft_gesvd64`` of an operator.
         flag: ``zero``; ``diverged`` (an entry is not finite: values and bounds are NaN);
             ``ill_posed`` (finite, but every solver failed: values and bounds are NaN);
-            ``collapsed`` (max|W| is below the smallest normal number of W's dtype); or None.
+            ``estimated`` (R above 2048: `tail` is); ``collapsed`` (max|W| is below the smallest
+            normal number of W's dtype); or None.
         precision: distance from 1 to the next number of W's dtype, 2^-23 for float32.
         vectors: the leading singular vectors, if they were asked for and a solver found them.
         basis: shape (R, R), float64, on W's device: all singular vectors of the shorter side as
@@ -82,6 +86,8 @@ class Decomposition:
         """Half widths of `values`, shape (R,): |true - value| <= bound."""
         with np.errstate(over="ignore"):
             bounds = self.unit_bounds * self.scale
+            # a value that float64 cannot hold is inf, and its distance from the true one is too
+            bounds = np.where(np.isinf(self.unit_values * self.scale), np.inf, bounds)
         if self.scale > 2.0**-900 or self.flag == "zero":
             return bounds
         # Scaling back is exact except among subnormal numbers, where value and bound both round.

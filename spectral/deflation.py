@@ -91,7 +91,9 @@ def deflated(
     orthogonality = (4 * rank + 64) * UNIT_ROUNDOFF
     rounding = (rank + 2) * UNIT_ROUNDOFF * frobenius * math.sqrt(num_tail)
     coupling = (eps + orthogonality * (float(squares[head]) + eps)) * 1.01
-    gap = float(squares[head - 1]) - eps - (tail[0] + half_widths[0] + rounding) ** 2
+    # V_h is orthonormal up to `orthogonality`, and lambda_1 is what that may cost the block A
+    least = float(squares[head - 1]) - eps - orthogonality * float(eigenvalues[0])
+    gap = least - (tail[0] + half_widths[0] + rounding) ** 2
     if gap <= 2 * coupling:
         return None
     shift = coupling**2 / gap

@@ -14,7 +14,7 @@ import numpy as np
 from spectral import partial_ranks, ranges
 from spectral.baselines import baseline
 from spectral.bounded import UNKNOWN, ZERO, Bounded
-from spectral.decompose import Decomposition
+from spectral.decomposition import Decomposition
 from spectral.ranges import alone, divided, measured
 
 

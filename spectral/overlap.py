@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from spectral.bounded import UNKNOWN, Bounded
+from spectral.decomposition import Decomposition
 from spectral.entropy import UNIT_ROUNDOFF, Array
 from spectral.vectors import VECTOR_TOLERANCE, SingularVectors
 from spectral.views import Side
@@ -31,6 +32,27 @@ Pick = Callable[[Tensor], Tensor]
 # Entries of one stack: on a CPU what its caches hold, on an accelerator 256 MiB.
 _STACK_ENTRIES = {"cpu": 2**18}
 _STACK_ENTRIES_ELSEWHERE = 2**25
+
+
+def vectors_in(given: Decomposition | SingularVectors, owner: str) -> SingularVectors:
+    """The singular vectors of what a caller gave.
+
+    Args:
+        given: singular vectors, or a decomposition that holds them.
+        owner: what it is, for the message.
+
+    Raises:
+        ValueError: the decomposition has none.
+    """
+    if isinstance(given, SingularVectors):
+        return given
+    if given.vectors is None:
+        m, n = given.shape
+        raise ValueError(
+            f"{owner} decomposition ({m} x {n}, flag {given.flag}) has no singular vectors; call "
+            "decompose with vectors above 0"
+        )
+    return given.vectors
 
 
 def all_entries(vectors: Tensor) -> Tensor:
@@ -221,8 +243,8 @@ def within_unit(value: float, lower: float, upper: float) -> Bounded:
 
 
 def subspace_overlap(
-    a: SingularVectors,
-    b: SingularVectors,
+    a: Decomposition | SingularVectors,
+    b: Decomposition | SingularVectors,
     k: int,
     side: Side = "left",
     other_side: Side | None = None,
@@ -233,7 +255,8 @@ def subspace_overlap(
     span that ends at a gap is well defined inside a cluster of equal singular values.
 
     Args:
-        a: singular vectors of one matrix, float64 or float32; not modified.
+        a: singular vectors of one matrix, float64 or float32, or a decomposition that holds them;
+            not modified.
         b: of another, or of the same at another time.
         k: dimension of the subspaces, 1 <= k <= min(a.k, b.k).
         side: which vectors of `a`.
@@ -244,11 +267,13 @@ def subspace_overlap(
         interval is as wide as the errors of the two spans, [0, 1] where they are not determined.
 
     Raises:
-        ValueError: if k is out of range, or the vectors' lengths differ.
+        ValueError: if k is out of range, the vectors' lengths differ, or a decomposition has none.
 
     Source: Golub and Van Loan, Matrix Computations, 4th edition, section 6.4.3.
     """
     other_side = other_side or side
+    a = vectors_in(a, "subspace overlap: the first")
+    b = vectors_in(b, "subspace overlap: the second")
     for which, vectors in (("first", a), ("second", b)):
         if not 1 <= k <= vectors.k:
             m, n = vectors.shape

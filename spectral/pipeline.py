@@ -40,8 +40,8 @@ class _Job(NamedTuple):
 class Pipeline:
     """A bounded queue of begun snapshots and the thread that finishes them.
 
-    Use as a context manager: leaving it ends the thread, without waiting for what is queued if an
-    exception is on its way.
+    Use as a context manager: leaving it finishes what is queued, and raises what went wrong with
+    it; if an exception is on its way it ends the thread without waiting for the queue.
 
     Args:
         state: what the last finished snapshot returned; None before step 0.
@@ -54,6 +54,7 @@ class Pipeline:
         self._jobs: queue.Queue[_Job | None] = queue.Queue(depth)
         self._done: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._error: BaseException | None = None
+        self._told = False  # whether somebody has been given the error
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
         self._thread.start()
@@ -66,6 +67,8 @@ class Pipeline:
             self._error = self._error or RuntimeError("the pipeline was abandoned")
         self._jobs.put(None)
         self._thread.join()
+        if kind is None and not self._told:
+            self._check()
 
     def submit(self, request: Request, parameters: dict[str, torch.Tensor], step: int) -> None:
         """Begin a snapshot of the weights as they are on the current stream, and queue it.
@@ -111,6 +114,7 @@ class Pipeline:
 
     def _check(self) -> None:
         if self._error is not None:
+            self._told = True
             raise self._error
 
     def _run(self) -> None:

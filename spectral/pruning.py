@@ -94,17 +94,19 @@ def prune_singular_directions(
     return top if end == "top" else bottom
 
 
-def cut_is_determined(decomposition: Decomposition, k: int) -> bool:
-    """Whether the k leading directions of W are known from the others.
+def cut_is_determined(decomposition: Decomposition, k: int, end: End = "top") -> bool:
+    """Whether the k leading directions of W are known from the others, as far as it matters.
 
     Their span turns by at most asin(eps / (low_k^2 - high_{k+1}^2)) with eps the error of W's Gram
     matrix (Davis and Kahan), low and high the ends of the intervals of sigma; it is determined if
-    that sine is at most `VECTOR_TOLERANCE`. It does not matter where a cut falls among directions
+    that sine is at most `VECTOR_TOLERANCE`. Where the top is kept, a cut among directions that add
+    at most sqrt(eps) changes nothing that counts; where the bottom is, only one among directions
     whose singular values cannot be told from zero.
 
     Args:
         decomposition: of any matrix.
         k: the number of leading directions, in [0, R].
+        end: whether the k leading ones are kept, or the others.
 
     Returns:
         False for a cut within a cluster of singular values, and where nothing is known of them.
@@ -119,7 +121,8 @@ def cut_is_determined(decomposition: Decomposition, k: int) -> bool:
     values, bounds = decomposition.unit_values, decomposition.unit_bounds
     squares, trace = (values + bounds)[None] ** 2, np.array([decomposition.unit_frobenius**2])
     eps = float(eigenvalue_error(squares, trace, [max(decomposition.shape)])[0])
-    if values[k - 1] <= max(bounds[k - 1], math.sqrt(eps)):
+    negligible = math.sqrt(eps) if end == "top" else 0.0
+    if values[k - 1] <= max(bounds[k - 1], negligible):
         return True
     low = max(values[k - 1] - bounds[k - 1], 0.0)
     high = values[k] + bounds[k]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spectral.bounded import UNKNOWN, ZERO, Bounded
-from spectral.decompose import Decomposition
+from spectral.decomposition import Decomposition
 from spectral.entropy import UNIT_ROUNDOFF, Array, effective_rank_range
 
 Range = tuple[Array, Array, Array]

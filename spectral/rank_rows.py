@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from spectral import norms, ranges, ranks
 from spectral.baselines import Baseline, baseline
 from spectral.bounded import Bounded
-from spectral.decompose import Decomposition
+from spectral.decomposition import Decomposition
 from spectral.rows import ScalarRow, scalar_row
 
 # In the order of the rows.

@@ -18,7 +18,7 @@ import numpy as np
 from spectral import partial_ranks, ranges
 from spectral.baselines import baseline
 from spectral.bounded import UNKNOWN, ZERO, Bounded
-from spectral.decompose import Decomposition
+from spectral.decomposition import Decomposition
 from spectral.norms import frobenius_norm as frobenius_norm
 from spectral.norms import spectral_norm as spectral_norm
 from spectral.ranges import alone, divided, measured

@@ -71,7 +71,7 @@ class Request:
         problems = self.problems(parameters, stacked=stacked)
         if problems:
             raise ValueError("\n".join(problems))
-        for view in self.views:
+        for view in [*self.views, *self.prune]:
             dtype = parameters[view.parameter].dtype
             if not dtype.is_floating_point:
                 raise TypeError(
@@ -94,14 +94,19 @@ class Request:
         shapes: dict[str, tuple[int, int]] = {}
         for view in [*self.views, *self.prune]:
             try:
-                shapes[view.name] = view.shape(parameters, stacked=stacked)
+                shape = shapes[view.name] = view.shape(parameters, stacked=stacked)
             except ValueError as error:
                 found.append(str(error))
+                continue
+            if 0 in shape:
+                found.append(f"matrix view {view.name!r} has no entries: its shape is {shape}")
         if found:
             return found  # what follows would speak of the same mistakes
         if self.wants("alignment"):
             found += check_couplings(self.views, self.couplings, shapes)
-        if self.vectors is not None and self.views:
+        if self.vectors is not None and self.vectors < 1 and self.with_vectors():
+            found.append(f"vectors: expected at least 1, got {self.vectors}")
+        elif self.vectors is not None and self.views:
             largest = max(self.views, key=lambda view: min(shapes[view.name]))
             rank = min(shapes[largest.name])
             if self.vectors > rank:

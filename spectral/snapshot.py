@@ -18,12 +18,14 @@ from torch import Tensor
 from spectral.agreement import Compared, agreement_chance_row, all_agreement_rows
 from spectral.coupling_rows import alignment_rows
 from spectral.decompose import (
+    DEFAULT_VECTORS,
+    DEFAULT_WORKSPACE,
     EFFECTIVE_RANK_TOLERANCE,
     LARGEST_RANK,
     Decomposition,
     Enqueued,
     batches_of,
-    decompose,
+    decompose_at_most,
     enqueue,
     finish,
 )
@@ -129,7 +131,7 @@ class _Part:
     """Matrices that are decomposed with the same demands."""
 
     views: list[MatrixView]
-    vectors: int | None  # 0: values only
+    vectors: int  # at most; 0: values only
     basis: bool
     enqueued: list[Enqueued] | None = None  # of all matrices in turn, on an accelerator
     order: list[int] = field(default_factory=list)
@@ -216,7 +218,7 @@ class BegunSnapshot:
                 for view in part.views
                 for k in range(size)
             ]  # fmt: skip
-            flat = decompose(
+            flat = decompose_at_most(
                 matrices,
                 vectors=part.vectors,
                 basis=part.basis,
@@ -233,7 +235,7 @@ class BegunSnapshot:
         pairs = [(v.read(self.weights, stacked=True), v.read(before, stacked=True)) for v in views]
         deltas = [weight_update(now[k], earlier[k]) for now, earlier in pairs]
         vectors = [recalled_vectors(state, "previous", view.name, k) for view in views]
-        decompositions = decompose(deltas, vectors=0, workspace=self.request.workspace)
+        decompositions = decompose_at_most(deltas, vectors=0, workspace=self.request.workspace)
         names = [view.name for view in views]
         scalars: list[ScalarRow] = []
         spectra: list[SpectrumRow] = []
@@ -249,7 +251,9 @@ class BegunSnapshot:
             if view.layout == "matrix" or not _whole(view):
                 continue
             spectrum = conv_operator_spectrum(
-                self.weights[view.parameter][k], self.request.geometries[view.parameter]
+                self.weights[view.parameter][k],
+                self.request.geometries[view.parameter],
+                workspace=self.request.workspace or DEFAULT_WORKSPACE,
             )
             rows = operator_rows(view.name, spectrum, flag_of[view.name])
             scalars += rows[0]
@@ -323,7 +327,7 @@ def _parts(request: Request) -> list[_Part]:
     for key, view in views.items():
         parts.setdefault((vectors[key], key in bases), []).append(view)
     return [
-        _Part(of_part, request.vectors if wants else 0, basis)
+        _Part(of_part, (request.vectors or DEFAULT_VECTORS) if wants else 0, basis)
         for (wants, basis), of_part in parts.items()
     ]
 
@@ -357,10 +361,10 @@ def _start(state: SnapshotState | None, view: MatrixView, k: int) -> Tensor | No
 
 
 def _flag(decomposition: Decomposition, norm: float, initial: float) -> str | None:
+    # it is the rows that rest on an estimate that are flagged so, not all of a large matrix
+    own = None if decomposition.flag == "estimated" else decomposition.flag
     # comparisons with the NaN norm of a matrix that was not finite at step 0 are false
-    if decomposition.flag in (None, "estimated") and norm < COLLAPSED_BELOW * initial:
-        return "collapsed"
-    return decomposition.flag
+    return "collapsed" if own is None and norm < COLLAPSED_BELOW * initial else own
 
 
 def _add(snapshot: Snapshot, rows: _Rows) -> None:

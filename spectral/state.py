@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectral.decompose import Decomposition
+from spectral.decomposition import Decomposition
 from spectral.entropy import Array
 from spectral.vectors import SingularVectors
 

@@ -33,7 +33,7 @@ from spectral.bidiagonal import (
     padded,
     value_intervals,
 )
-from spectral.decompose import Decomposition
+from spectral.decomposition import Decomposition
 from spectral.entropy import UNIT_ROUNDOFF, Array
 from spectral.gram import summation_error
 from spectral.quadrature import Probes, probe, tail_sums

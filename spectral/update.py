@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spectral.bounded import UNKNOWN, Bounded
-from spectral.decompose import Decomposition
+from spectral.decomposition import Decomposition
 from spectral.entropy import UNIT_ROUNDOFF
 from spectral.ranks import (
     effective_ranks,
@@ -93,6 +93,8 @@ def updates_rows(
         subjects, before_vectors, widened, ranks, deltas, strict=True
     ):
         method, flag = decomposition.method, decomposition.flag
+        if flag == "estimated":  # which only the effective rank is
+            flag = None
         measured = (
             ("update_norm/frobenius", frobenius_norm(decomposition)),
             ("update_norm/spectral", spectral_norm(decomposition)),
@@ -100,7 +102,12 @@ def updates_rows(
             ("update_effective_rank/normalised", normalised(rank, decomposition)),
             ("update_stable_rank", stable_rank(decomposition)),
         )
-        scalars = [scalar_row(subject, name, number, method, flag) for name, number in measured]
+        scalars = [
+            scalar_row(
+                subject, name, number, method, decomposition.flag if number is rank else flag
+            )
+            for name, number in measured
+        ]
         share, chance = update_share(vectors, decomposition, delta)
         # R above 2048: sums over the singular values are estimated, but these numbers are not
         own = None if flag == "estimated" else flag

@@ -261,8 +261,8 @@ def test_couplings_in_one_call_have_the_numbers_they_have_alone() -> None:
             lambda: inter_layer_alignment(
                 decompose([torch.eye(3)], vectors=0)[0], random_triples(6, 3, 3, 1)
             ),
-            "inter-layer alignment needs singular vectors, but the first decomposition (3 x 3, "
-            "flag None) has none; call decompose with vectors above 0",
+            "inter-layer alignment: the first decomposition (3 x 3, flag None) has no singular "
+            "vectors; call decompose with vectors above 0",
         ),
         (
             lambda: inter_layer_alignment(*[random_triples(6, 6, 3, 1)] * 2, entries=0),

@@ -153,3 +153,19 @@ def test_one_thread_count_for_both_threads() -> None:
             list(pipeline.results(wait=True))
 
     assert seen == [torch.get_num_threads()]
+
+
+def test_leaving_in_order_raises_what_went_wrong_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the last snapshots would be missing without a word."""
+
+    def broken(begun: BegunSnapshot, state: object) -> object:
+        raise MemoryError("no memory for a snapshot")
+
+    monkeypatch.setattr(BegunSnapshot, "finish", broken)
+
+    def train() -> None:
+        with Pipeline() as pipeline:
+            pipeline.submit(REQUEST, weights(0), 0)
+
+    with pytest.raises(MemoryError, match=r"^no memory for a snapshot$"):
+        train()

@@ -300,6 +300,25 @@ def test_a_cut_within_a_cluster_is_not_determined(
     assert [cut_is_determined(d, k) for k in range(5)] == determined
 
 
+def test_a_cluster_of_small_values_matters_only_where_it_is_kept() -> None:
+    """Values of 1e-9 beside 1 are known, their directions are not: the bottom half is any."""
+    generator = torch.Generator().manual_seed(7)
+    sigma = torch.full((64,), 1e-9, dtype=torch.float64)
+    sigma[:10] = 1.0
+    left, right = (
+        torch.linalg.qr(torch.randn(64, 64, generator=generator, dtype=torch.float64))[0]
+        for _ in range(2)
+    )
+    (d,) = decompose([left * sigma @ right.T])
+
+    assert d.method == "deflated64"
+    assert (d.bounds[10:] < 1e-12).all()
+    assert cut_is_determined(d, 10, "top")
+    assert cut_is_determined(d, 10, "bottom")
+    assert cut_is_determined(d, 32, "top")
+    assert not cut_is_determined(d, 32, "bottom")
+
+
 def test_nothing_is_known_of_a_cut_without_singular_values() -> None:
     diverged = decompose([torch.full((4, 4), math.nan)])[0]
     assert not cut_is_determined(diverged, 2)

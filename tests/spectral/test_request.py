@@ -13,6 +13,7 @@ from spectral import (
     CouplingEnd,
     MatrixView,
     Request,
+    begin_snapshot,
     decompose,
     take_snapshot,
 )
@@ -110,4 +111,39 @@ def test_k_above_the_rank_is_refused_by_the_decomposition_too() -> None:
 
     assert str(caught.value) == (
         "expected at most 4 singular vectors of a matrix of the shape (6, 4), got vectors=5"
+    )
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_no_vectors_at_all_are_refused_where_some_are_needed(number: int) -> None:
+    assert problems(["agreement"], vectors=number) == [
+        f"vectors: expected at least 1, got {number}"
+    ]
+
+
+@pytest.mark.parametrize("copy", [False, True], ids=["one after the other", "beside training"])
+def test_smaller_matrices_have_as_many_vectors_as_they_can(copy: bool) -> None:
+    """`vectors: 5` of a 6 x 4 and an 8 x 5 matrix: four of the first, on every path."""
+    request = Request(VIEWS, ["agreement"], vectors=5)
+
+    (snapshot,), _ = begin_snapshot(request, PARAMETERS, copy=copy).finish(None)
+
+    assert {name: each.k for name, each in snapshot.factors.items()} == {"first": 4, "second": 5}
+
+
+def test_a_view_without_entries_is_named() -> None:
+    view = MatrixView("empty", "empty")
+
+    assert Request([view], ["ranks"]).problems({"empty": torch.zeros(2, 0, 5)}) == [
+        "matrix view 'empty' has no entries: its shape is (0, 5)"
+    ]
+
+
+def test_eight_bit_weights_are_refused_with_what_is_accepted() -> None:
+    with pytest.raises(TypeError) as caught:
+        decompose([torch.zeros(2, 2, dtype=torch.float8_e4m3fn)])
+
+    assert str(caught.value) == (
+        "expected one of float64, float32, bfloat16, float16, got torch.float8_e4m3fn: convert it "
+        "first"
     )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from spectral import (
+    Coupling,
+    CouplingEnd,
     MatrixView,
     ScalarRow,
     Snapshot,
@@ -254,3 +256,55 @@ def test_weights_that_are_not_real_numbers_are_refused_by_name(dtype: torch.dtyp
     assert str(caught.value) == (
         f"matrix view 'v': expected real floating-point weights, 'w' is {dtype}"
     )
+
+
+EVERY_GROUP = ("ranks", "spectrum", "alignment", "agreement", "update")
+
+
+def test_a_solver_that_fails_in_mid_training_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first, a later and the last snapshot: values from the ladder, vectors null."""
+    views = [MatrixView("a", "a"), MatrixView("b", "b")]
+    meets = [Coupling(CouplingEnd("a", "left"), CouplingEnd("b", "right"), 12)]
+    original = torch.linalg.eigh
+
+    def fail(*_: object) -> None:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    state = None
+    for step, broken in enumerate([True, False, True, False, True]):
+        monkeypatch.setattr(torch.linalg, "eigh", fail if broken else original)
+        parameters = {"a": torch.randn(1, 12, 8) * (step + 1), "b": torch.randn(1, 9, 12)}
+        (snapshot,), state = take_snapshot(views, parameters, EVERY_GROUP, state, couplings=meets)
+
+        rank = rows_of(snapshot, "a")["effective_rank"]
+        agreement = rows_of(snapshot, "a")["agreement/initial"]
+        assert rank.method == ("svd64" if broken else "gram64")
+        assert rank.flag is None
+        assert math.isfinite(rank.value)
+        # step 0 had no vectors to agree with
+        assert (agreement.flag, math.isnan(agreement.value)) == ("ill_posed", True)
+        if step == 3:
+            assert rows_of(snapshot, "a->b")["alignment"].flag is None
+
+
+def test_only_what_rests_on_an_estimate_is_flagged_so() -> None:
+    """R above 2048: norms and leading singular values are known, sums over all of them are not."""
+    matrix = torch.randn(2049, 3) @ torch.randn(3, 2049) + 1e-3 * torch.randn(2049, 2049)
+    views = [MatrixView("large", "large")]
+
+    (snapshot,), _ = take_snapshot(
+        views, {"large": matrix[None]}, ("ranks", "spectrum", "agreement"), None, vectors=5
+    )
+
+    rows = rows_of(snapshot, "large")
+    estimated = {name for name, row in rows.items() if row.flag == "estimated"}
+    assert "effective_rank" in estimated
+    assert not estimated & {"norm/frobenius", "norm/spectral", "stable_rank", "agreement/initial"}
+    assert snapshot.spectra[0].flag is None
+    assert len(snapshot.spectra[0].values) == 5
+    truth = np.linalg.svd(matrix.double().numpy(), compute_uv=False)
+    off = np.abs(snapshot.spectra[0].values - truth[:5])
+    assert (off <= snapshot.spectra[0].bounds + 1e-12 * truth[0]).all()
+    shares = truth / truth.sum()
+    rank = math.exp(-(shares * np.log(shares)).sum())
+    assert rows["effective_rank"].lower <= rank <= rows["effective_rank"].upper
