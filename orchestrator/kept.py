@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from orchestrator.columns import Names, Steps, names_of, steps_of, unknown
@@ -22,10 +23,10 @@ Read = Callable[[Mapping[str, Any]], pa.Table]
 
 
 def chosen(
-    entries: Entries, read: Read, step: Steps, subject: Names
+    entries: Entries, read: Read, step: Steps | str, subject: Names
 ) -> dict[tuple[int, str], FactorArrays]:
     """What `Results.factors` returns; raises as it does."""
-    wanted, names = steps_of(step), names_of("subject", subject)
+    wanted, names = _steps(entries, step), names_of("subject", subject)
     steps = sorted(set(entries if wanted is None else wanted))
     if missing := [n for n in steps if n not in entries]:
         raise QueryError("\n".join(unknown("step", n, entries) for n in missing))
@@ -34,6 +35,15 @@ def chosen(
     if absent := sorted(set(names or ()) - there):
         raise QueryError("\n".join(unknown("subject", name, there) for name in absent))
     return {key: arrays for key, arrays in found.items() if names is None or key[1] in names}
+
+
+def _steps(entries: Entries, step: Steps | str) -> list[int] | None:
+    if isinstance(step, str):
+        if step == "final":
+            return [max(entries)]
+        wanted = "an integer, a list of integers or 'final'"
+        raise QueryError(f"step takes {wanted}, got {step!r}")
+    return steps_of(step)
 
 
 def agreement(
@@ -45,10 +55,10 @@ def agreement(
         pairs = [(steps[0][-1], steps[1][-1])]
     elif step is None:
         pairs = [(n, n) for n in steps[0] if n in steps[1]]
-    elif isinstance(step, str):
+    elif isinstance(step, bool) or not isinstance(step, int | np.integer):
         raise QueryError(f"step takes an integer or 'final', got {step!r}")
     else:
-        pairs = [(step, step)]
+        pairs = [(int(step), int(step))]
     if not pairs:
         has = [f"{trial_id} has {_listed(list(entries))}" for trial_id, entries in (first, second)]
         raise QueryError(
@@ -56,6 +66,7 @@ def agreement(
             "of each"
         )
     rows = []
+    there: tuple[set[str], set[str]] = set(), set()  # views
     for pair in pairs:
         models = [
             {view: arrays for (_, view), arrays in chosen(entries, read, n, None).items()}
@@ -64,10 +75,18 @@ def agreement(
         trials = {"first": first[0], "second": second[0]}
         at = {"first_step": pair[0], "second_step": pair[1]}
         rows += [{**trials, **at, **row} for row in compared(*models)]
+        for names, model in zip(there, models, strict=True):
+            names.update(model)
+    if not rows:
+        has = [
+            f"{trial_id} has {_listed(sorted(names))}"
+            for (trial_id, _), names in zip((first, second), there, strict=True)
+        ]
+        raise QueryError(f"no matrix was kept of both trials: {has[0]}; {has[1]}")
     return pa.Table.from_pylist(rows, AGREEMENT)
 
 
-def _listed(steps: Sequence[int]) -> str:
+def _listed(steps: Sequence[int | str]) -> str:
     return ", ".join(map(str, steps[:20])) + (f" and {len(steps) - 20} more" if steps[20:] else "")
 
 

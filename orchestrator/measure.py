@@ -9,9 +9,11 @@ A worker is handed a `Measure` with each trial, so nothing here imports torch or
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
+from decimal import Decimal
 from typing import Any, Literal
 
 from orchestrator.nodes import Node, Problems, nearest
@@ -32,7 +34,7 @@ PRUNED_OPTIONS = ("fractions", "last", *KINDS)
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured at every snapshot of a trial. Picklable, hashable.
+    """What is measured at every snapshot of a trial. Picklable (without `places`), hashable.
 
     Attributes:
         groups: names of ``spectral.MEASUREMENTS``, sorted.
@@ -45,6 +47,8 @@ class Measure:
         keep: of which snapshots the leading singular vectors stay in the store.
         workspace: bytes that decompositions may take at once; None: spectral's default. It changes
             no number, so it is no part of an identity.
+        places: where the options stand in the file: "measure", "vectors", "residual", "pruned",
+            "groups:<name>" and "views:<pattern>".
     """
 
     groups: tuple[str, ...]
@@ -56,6 +60,10 @@ class Measure:
     pruned: Schedule | None = None
     keep: Keep = "none"
     workspace: int | None = None
+    places: Mapping[str, Node] = field(default_factory=dict, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[type[Measure], tuple[Any, ...]]:
+        return type(self), tuple(getattr(self, each.name) for each in fields(self) if each.compare)
 
     @property
     def uses_vectors(self) -> bool:
@@ -140,15 +148,45 @@ def read_measure(node: Node | None, available: Collection[str], problems: Proble
     if node is None:
         return Measure(DEFAULT_GROUPS)
     if isinstance(node.value, list):
-        return Measure(_groups(node, available, problems))
+        found = Measure(_groups(node, available, problems))
+        return replace(found, places=_places({"groups": node}, node))
     what = f"a list of measurements, or a mapping of {', '.join(OPTIONS[:-1])} and {OPTIONS[-1]}"
-    return _Options(problems.mapping(node, OPTIONS, what), available, problems).read()
+    if isinstance(node.value, str) and node.value in available:
+        problems.add(node, f"expected {what}, got {node.got}: write [{node.value}]")
+        return Measure(DEFAULT_GROUPS)
+    entries = problems.mapping(node, OPTIONS, what)
+    found = _Options(entries, available, problems).read()
+    return replace(found, places=_places(entries, node))
+
+
+def _places(entries: Mapping[str, Node], node: Node) -> dict[str, Node]:
+    """What `Measure.places` holds, of valid entries of the mapping `node`."""
+    found = {"measure": node}
+    for name, entry in entries.items():
+        items = entry.value if name in ("groups", "views") else None
+        if isinstance(items, list):
+            for item in items:
+                found.setdefault(f"{name}:{item.plain}", item)
+        else:
+            found[name] = entry
+    return found
+
+
+def _items(node: Node, what: str, problems: Problems) -> list[Node]:
+    """`Problems.items`, which for a text that should be in a list says how to write that."""
+    if not isinstance(node.value, str) or not node.value.strip():
+        return problems.items(node, what)
+    plain = re.fullmatch(r"[A-Za-z_][\w.]*", node.value)
+    written = node.value if plain else json.dumps(node.value, ensure_ascii=False)
+    hint = f": write [{written}]" if len(written) <= 60 else ""
+    problems.add(node, f"expected {what}, got {node.got}{hint}")
+    return []
 
 
 def _groups(node: Node, available: Collection[str], problems: Problems) -> tuple[str, ...]:
     accepted = f"one of {', '.join(available)}"
     usable = []
-    for item in problems.items(node, "a list of at least one measurement"):
+    for item in _items(node, "a list of at least one measurement", problems):
         if item.value in available:
             usable.append((item,))
         else:
@@ -196,6 +234,12 @@ class _Options:
         if found.residual and "alignment" not in found.groups:
             message = "residual has no effect without couplings: add alignment to groups"
             self.problems.add(self.entries["residual"], message)
+        if found.views and found.groups == ("pruned",):
+            message = (
+                "views has no effect on pruned models, of which every matrix is cut: add another "
+                "measurement to groups"
+            )
+            self.problems.add(self.entries["views"], message)
         if "pruned" in self.entries and "pruned" not in found.groups:
             message = "its options have no effect without the measurement: add pruned to groups"
             self.problems.add(self.entries["pruned"], message)
@@ -209,7 +253,7 @@ class _Options:
         if node is None:
             return ()
         what = "a list of at least one pattern of view names"
-        items = self.problems.items(node, what)
+        items = _items(node, what, self.problems)
         usable = [(item,) for item in items if self.problems.text(item, "a pattern") is not None]
         patterns = self.problems.unrepeated(usable, "repeated pattern")
         return tuple(sorted(item.value for (item,) in patterns))
@@ -237,9 +281,11 @@ class _Options:
         if node is None:
             return None
         found = node.value if type(node.value) is int else bytes_of(node.value)
-        if found is not None and found >= 1:
+        if found is not None and 1 <= found < _ADDRESSABLE:
             return found
-        self.problems.expected(node, "a number of bytes >= 1, or such with a unit, like 256 MB")
+        units = f"{', '.join([*_UNITS][:-1])} or {[*_UNITS][-1]}"
+        what = f"a number of bytes >= 1, or one with a unit of {units}, like 256 MB"
+        self.problems.expected(node, what)
         return None
 
     def pruned(self) -> dict[str, Any]:
@@ -267,10 +313,17 @@ class _Options:
         return tuple(sorted(float(item.value) for (item,) in rows))
 
 
+_ADDRESSABLE = 2**63
 _UNITS = {"kB": 1000, "MB": 1000**2, "GB": 1000**3, "MiB": 1024**2, "GiB": 1024**3}
 
 
 def bytes_of(text: Any) -> int | None:
-    """``256 MB`` -> 256000000; the units are kB, MB, GB, MiB and GiB; None for any other text."""
+    """``256 MB`` -> 256000000; the units are kB, MB, GB, MiB and GiB.
+
+    None for any other text, and for 2^63 bytes or more, which no machine addresses.
+    """
     match = re.fullmatch(rf"(\d+(?:\.\d+)?) *({'|'.join(_UNITS)})", str(text).strip())
-    return None if match is None else round(float(match[1]) * _UNITS[match[2]])
+    if match is None:
+        return None
+    number = Decimal(match[1]) * _UNITS[match[2]]  # a float would overflow, and so would its int
+    return round(number) if number < _ADDRESSABLE else None

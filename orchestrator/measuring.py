@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import spectral
 from orchestrator import factors
+from orchestrator.errors import DamageError, StoreError
 from orchestrator.expansion import Trial
 from orchestrator.factors import FactorArrays
 from spectral import ScalarRow, SingularVectors, SpectrumRow
@@ -158,8 +159,8 @@ class Measurer:
         """Agreement of every snapshot with the last one, which must have been taken.
 
         Raises:
-            DamageError: singular vectors on disk are damaged.
-            StoreError: the storage refuses.
+            StoreError: the storage refuses, or singular vectors on disk are missing or damaged. They
+                are no result yet, so no `DamageError`: a checkpoint from before them will do.
         """
         if "agreement" not in self.trial.measure.groups or self.last is None:
             return []
@@ -169,7 +170,13 @@ class Measurer:
             if step == last_step:
                 earlier = last
             else:
-                arrays = factors.read(self.root, self.factors[step])
+                try:
+                    arrays = factors.read(self.root, self.factors[step])
+                except DamageError as error:
+                    raise StoreError(
+                        "singular vectors of a running trial are missing or damaged: run the same "
+                        "command again; the trial continues from an earlier checkpoint"
+                    ) from error
                 earlier = {name: _vectors(each, last[name]) for name, each in arrays.items()}
             compared = [
                 Compared(name, own, last[name], *self.notes[step][name])

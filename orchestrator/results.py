@@ -217,7 +217,7 @@ class Results:
         return filtered(table, filters)
 
     def factors(
-        self, trial_id: str, step: Steps = None, subject: Names = None
+        self, trial_id: str, step: Steps | str = None, subject: Names = None
     ) -> dict[tuple[int, str], FactorArrays]:
         """The leading singular vectors that were kept of a trial: (step, subject) -> arrays.
 
@@ -242,7 +242,8 @@ class Results:
                 each, which may be different ones.
 
         Raises:
-            QueryError: nothing was kept that can be compared, or matrices differ in shape.
+            QueryError: nothing was kept that can be compared (says what each trial has), or
+                matrices differ in shape.
             DamageError: a file is missing or differs from what was committed.
         """
         one, other = ((trial_id, self._kept(trial_id)) for trial_id in (first, second))
@@ -328,6 +329,8 @@ class Results:
 
     def _kept(self, trial_id: str) -> dict[int, Mapping[str, Any]]:
         """Step -> manifest entry of a trial's singular vectors; raises if there are none."""
+        if not isinstance(trial_id, str):
+            raise QueryError(f"expected the id of one trial, got {trial_id!r}")
         found = only(self._current, "trial_id", [trial_id]).to_pylist()
         self._refuse_unknown({"trial_id": [trial_id]}, self._current, lambda: self._current)
         entries = by_step(found[0]["shards"] if found else ())

@@ -45,6 +45,7 @@ class _Need:
     trial_id: str
     loss: str  # what its damage costs
     counts: bool = True  # False: nothing is read from it any more
+    working: bool = False  # a checkpoint names it, no commit
 
 
 def verify(store_root: str | Path, progress: Callable[[int, int], None] | None = None) -> Report:
@@ -206,9 +207,13 @@ def _shards(
                 problem = _said(error, path)
             said = problem or _mismatch(table, need, all_needs[0].shard, path)
             if said:
+                if need.working:  # the readers' words are for what is committed
+                    said = said.replace("a commit names it", "a checkpoint names it")
+                    said = said.replace("were committed", "were written")
                 kept = report.damage if need.counts else report.information
                 cost = need.loss if need.counts else "nothing: that commit has been replaced"
-                kept.append(f"{said}: {cost}")
+                if (line := f"{said}: {cost}") not in kept:  # several checkpoints may name it
+                    kept.append(line)
         if progress is not None:
             progress(done, len(by_path))
     return num_rows
@@ -233,10 +238,13 @@ def _checkpoints(root: Path, done: set[str], report: Report) -> list[_Need]:
         if trial_id in done:
             continue
         cost = f"trial {trial_id} resumes from the checkpoint before it, or from step 0"
+        loss = (
+            f"nothing has to be removed: run the same command again, and trial {trial_id} resumes "
+            "from a checkpoint that does without it, or from step 0"
+        )
         try:
             header, _ = checkpoints.read(path)
-            loss = f"{cost} once {path} is removed"
-            needs += [_Need(shard, trial_id, loss) for shard in header.shards]
+            needs += [_Need(shard, trial_id, loss, working=True) for shard in header.shards]
         except FileNotFoundError:  # a driver at work has replaced it
             continue
         except (DamageError, OSError, ValueError, TypeError) as error:

@@ -56,10 +56,11 @@ def ends_problems(coupling: Coupling, first: Shape, second: Shape) -> list[str]:
             for (end, shape), length in zip(ends, lengths, strict=True)
         ]
         return [f"{', but '.join(described)}; both must have equally many"]
-    if coupling.length < lengths[0]:
+    end, shape = max(ends, key=lambda each: _full_length(*each))
+    if coupling.length < _full_length(end, shape):
         return [
-            f"length {coupling.length} is smaller than the {lengths[0]} entries that meet; it must "
-            "be the length of the vectors before slicing"
+            f"length {coupling.length} is below {_full_length(end, shape)}, the entries of "
+            f"{_what(end, shape)} before slicing: chance levels would be too high"
         ]
     return []
 

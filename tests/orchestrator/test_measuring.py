@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ measure:
 tracking: none
 """
 STEPS = [0, 1, 5, 12, 30]
+TESTS = Path(__file__).parents[1]
 
 
 def sweep_of(folder: Path, keep: str = "none") -> Sweep:
@@ -238,3 +241,53 @@ def test_an_operator_without_convolutions_is_refused_before_training(tmp_path: P
 
     assert not (tmp_path / "every").exists()
     assert "operator" in str(caught.value)
+
+
+CONVOLUTIONS = """
+name: patches
+task: conv_task.py:Patches
+base: {lr: 1e-2, steps: 12}
+snapshots: {at: [6]}
+measure:
+  groups: [ranks, spectrum, alignment, agreement, pruned, update, operator]
+  vectors: 3
+tracking: none
+"""
+
+
+@pytest.fixture
+def convolutions(tmp_path: Path) -> Sweep:
+    shutil.copy(TESTS / "conv_task.py", tmp_path)
+    return parse(f"{CONVOLUTIONS}storage: {tmp_path}/results\n", base=tmp_path)
+
+
+def test_a_network_of_ones_own_has_every_measurement(convolutions: Sweep) -> None:
+    """Convolutions as matrices and as operators on the grids that a forward pass shows; BatchNorm;
+    `vectors` above the rank of the smallest matrix."""
+    store = run_one(convolutions)
+
+    found = rows(store, "scalars")
+    of_operator = {row["subject"] for row in found if row["metric"] == "operator_effective_rank"}
+    assert of_operator == {"0", "3"}
+    assert {row["subject"] for row in found if row["metric"] == "alignment"} == {
+        "0->3",
+        "0->3, all taps",
+    }
+    # at stride 1 the operator's Frobenius norm is that of the kernel times the root of the grid
+    norms = {
+        row["metric"]: row["value"] for row in found if (row["subject"], row["step"]) == ("0", 0)
+    }
+    assert norms["operator_norm/frobenius"] == pytest.approx(8 * norms["norm/frobenius"])
+    assert norms["operator_norm/spectral"] <= 3 * norms["norm/spectral"] * (1 + 1e-12)
+    kept = [row["value"] for row in found if row["metric"] == "error/kept_top_0.5"]
+    assert len(kept) == 2 * 3
+    assert all(0.0 <= value <= 1.0 for value in kept)
+
+
+def test_a_network_of_ones_own_resumes_bit_for_bit(convolutions: Sweep, tmp_path: Path) -> None:
+    whole = run_one(convolutions)
+    again = dataclasses.replace(convolutions, storage=str(tmp_path / "again"))
+    interrupted = run_one(again, stop_after=7)
+
+    for table in ("scalars", "spectra"):
+        assert rows(interrupted, table) == rows(whole, table)

@@ -82,7 +82,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]
     tables = sandbox.tables()
     assert len(tables["trials"]) == 4
     # 121 evaluations of 2 losses; 13 snapshots of 2 matrices with 5 metrics
-    assert len(tables["scalars"]) == 4 * (121 * 2 + 13 * 2 * 5)
+    assert len(tables["scalars"]) == 4 * (121 * 2 + 13 * 2 * 24)
     return tables
 
 

@@ -350,7 +350,7 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(tmp_path: Path) -> None:
     assert "Traceback" not in full.stderr
     assert again.returncode == 0, again.stderr
     assert len(tables["trials"]) == 4
-    assert len(tables["scalars"]) == 4 * (121 * 2 + 13 * 2 * 5)
+    assert len(tables["scalars"]) == 4 * (121 * 2 + 13 * 2 * 24)
 
 
 @pytest.mark.parametrize(

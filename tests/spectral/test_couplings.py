@@ -138,8 +138,14 @@ def test_couplings_that_fit_have_no_problem() -> None:
         ),
         (
             Coupling(right("embedding"), right("layers.0.in_proj"), 15),
-            "coupling 'embedding->layers.0.in_proj': length 15 is smaller than the 16 entries that "
-            "meet; it must be the length of the vectors before slicing",
+            "coupling 'embedding->layers.0.in_proj': length 15 is below 16, the entries of the "
+            "right vectors of 'embedding' (50 x 16) before slicing: chance levels would be too "
+            "high",
+        ),
+        (
+            Coupling(left("layers.0.out_proj"), right("conv", reshape=(16, 3), tap=(0,)), 16),
+            "coupling 'layers.0.out_proj->conv': length 16 is below 48, the entries of the right "
+            "vectors of 'conv' (8 x 48) before slicing: chance levels would be too high",
         ),
     ],
 )
