@@ -25,7 +25,14 @@ MAX_POINTS = 200
 SPLITS = ("train", "val", "test")
 _FIRST = ("loss", "error")
 # What is shown of matrices and couplings; `agreement/final` is not, as nobody knows it live.
-_SPECTRAL = (NORMALISED_RANK, "alignment", "agreement/initial")
+_SPECTRAL = (
+    NORMALISED_RANK,
+    "alignment",
+    "agreement/initial",
+    "agreement/previous",
+    "operator_effective_rank/normalised",
+    "update_effective_rank/normalised",
+)
 _LONGEST_KEY = 240  # MLflow takes 250; room for "_lower"
 
 Series = tuple[str, str]  # subject, metric
@@ -70,18 +77,19 @@ def choose(series: Iterable[Series]) -> dict[Series, str]:
     """The curves of a run and their keys, in order of importance, at most `MAX_CURVES`.
 
     Losses and errors first, then what else is evaluated on a split, then the normalised effective
-    rank of each matrix, the alignment of each coupling and the agreement of each matrix with step
-    0; slices of matrices (heads) are the first to be left out.
+    rank of each matrix, the alignment of each coupling and so on, one number per measurement. The
+    first to be left out are slices of matrices (heads), then pruned models.
     """
 
     def order(one: Series) -> tuple[Any, ...]:
         subject, metric = one
         if subject in SPLITS:
             rank = _FIRST.index(metric) if metric in _FIRST else len(_FIRST)
-            return (0, rank, metric, SPLITS.index(subject), ())
+            pruned = "/kept_" in metric  # a few fractions would fill the page
+            return (2 if pruned else 0, rank, metric, SPLITS.index(subject), ())
         split = re.split(r"([0-9]+)", subject)  # numbers at the odd places
         parts = tuple((int(p), "") if i % 2 else (-1, p) for i, p in enumerate(split))
-        return (1, int("[" in subject), "", _SPECTRAL.index(metric), parts)
+        return (3 if "[" in subject else 1, 0, "", _SPECTRAL.index(metric), parts)
 
     shown = {one for one in series if one[0] in SPLITS or one[1] in _SPECTRAL}
     return {one: curve_key(*one) for one in sorted(shown, key=order)[:MAX_CURVES]}

@@ -149,7 +149,8 @@ def size(num_bytes: float) -> str:
 def vectors_on_disk(plan: Plan) -> list[tuple[str, str]]:
     """What a plan says of singular vectors; nothing if none are written."""
     if plan.scratch_bytes is None or plan.kept_bytes is None or plan.kept_bytes_total is None:
-        return [("singular vectors", "of unknown size: the model cannot be built")]
+        why = f" ({plan.model_failure})" if plan.model_failure else ""
+        return [("singular vectors", f"of unknown size: the model cannot be built{why}")]
     rows = []
     if plan.scratch_bytes:
         at_once = size(plan.scratch_bytes * plan.workers)

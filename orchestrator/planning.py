@@ -197,7 +197,8 @@ def plan(sweep: Sweep, source_hash: str) -> Plan:
     """
     from orchestrator import preflight  # here: it loads torch, which `progress` does without
 
-    space = preflight.refuse(sweep).space()
+    inspection = preflight.refuse(sweep)
+    space = inspection.space()
     placed = placement(sweep)
     device, workers = placed.device, placed.workers
     own = [trial.trial_id for trial in sweep.trials()]
@@ -233,6 +234,7 @@ def plan(sweep: Sweep, source_hash: str) -> Plan:
         scratch_bytes=None if space is None else space.scratch,
         kept_bytes=None if space is None else space.kept,
         kept_bytes_total=None if space is None else space.kept_total,
+        model_failure=inspection.failure,
     )
 
 

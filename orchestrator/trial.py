@@ -256,8 +256,8 @@ class _Attempt:
             for found in self.measurer.final():
                 self.buffer.scalars(self.trial.trial_id, found.step, found.scalars)
                 self.buffer.spectra(self.trial.trial_id, found.step, found.spectra)
+            self.shards += self.measurer.kept()
         self._publish()
-        self.shards += self.measurer.kept()
         return GroupResult((self._row(status, last_step),))
 
     def _publish(self) -> None:

@@ -92,12 +92,15 @@ def decompose(
         ``diverged``, not an error.
 
     Raises:
-        TypeError: if a matrix is complex, integer, boolean or of eight bits.
+        TypeError: if a matrix is no tensor, or is complex, integer, boolean or of eight bits.
         ValueError: if a matrix does not have two dimensions or has no entries, or if `vectors` is
             negative or more than a matrix has.
 
     Source: Weyl's inequality, with the rounding errors of `spectral.gram` and docs/metrics.md.
     """
+    given: object = matrices
+    if isinstance(given, Tensor):  # a tensor is a sequence too, of its rows
+        raise TypeError("expected a list of matrices, got one tensor: write decompose([matrix])")
     for matrix in matrices:
         check_matrix(matrix, vectors)
     return decompose_at_most(
@@ -143,6 +146,11 @@ def decompose_at_most(
 
 def check_matrix(matrix: Tensor, vectors: int | None = None) -> None:
     """Refuse what cannot be decomposed; raises as `decompose` does."""
+    if not isinstance(matrix, Tensor):
+        raise TypeError(
+            f"expected torch tensors, got {type(matrix).__name__}; torch.as_tensor makes one of an "
+            "array, spectral.discover finds the matrices of a module"
+        )
     if not matrix.dtype.is_floating_point:
         raise TypeError(
             f"expected a matrix of real floating-point numbers, got {matrix.dtype}; the spectra "

@@ -211,14 +211,15 @@ def test_snapshots_finished_beside_training_have_the_same_rows(
         assert rows(beside, table) == rows(kept, table)
 
 
-def test_a_diverged_trial_has_no_agreement_with_its_end(tmp_path: Path) -> None:
-    text = TEXT.replace("lr: 3e-3", "lr: 1e30").replace("KEEP", "none")
+def test_a_diverged_trial_has_no_end_to_agree_with_or_to_keep(tmp_path: Path) -> None:
+    text = TEXT.replace("lr: 3e-3", "lr: 1e30").replace("KEEP", "all")
 
     store = run_one(parse(f"{text}storage: {tmp_path}\n"))
 
     assert store.outcomes()["status"].to_pylist() == ["diverged"]
     found = rows(store, "scalars")
     assert not [row for row in found if row["metric"] == "agreement/final"]
+    assert not list((store.root / factors.TABLE).iterdir())
     last = [row for row in found if row["step"] == max(row["step"] for row in found)]
     assert {row["flag"] for row in last} == {"diverged"}
 

@@ -91,12 +91,35 @@ def test_curves_of_vectors_come_after_ranks_and_those_of_heads_last() -> None:
 
     assert list(choose(series)) == [
         ("val", "loss"),
-        ("val", "loss/kept_top_0.5"),
         ("a", RANK),
         ("a->b", "alignment"),
         ("a", "agreement/initial"),
+        ("val", "loss/kept_top_0.5"),
         ("a[0]", RANK),
     ]
+
+
+def test_pruned_models_of_many_fractions_leave_room_for_the_matrices() -> None:
+    kept = [
+        (split, f"{metric}/kept_{end}_{tenth / 10}")
+        for split in ("train", "val")
+        for metric in ("loss", "error")
+        for end in ("top", "bottom")
+        for tenth in range(1, 10)
+    ]
+    matrices = [(f"layers.{i}", RANK) for i in range(6)]
+
+    chosen = choose([*kept, *matrices, ("val", "loss")])
+
+    assert set(matrices) <= set(chosen)
+    assert len(chosen) == 40
+
+
+@pytest.mark.parametrize(
+    "metric", ["operator_effective_rank/normalised", "update_effective_rank/normalised"]
+)
+def test_every_measurement_alone_has_a_curve(metric: str) -> None:
+    assert ("a", metric) in choose([("a", metric), ("val", "loss")])
 
 
 def test_no_two_registered_metrics_share_a_section() -> None:

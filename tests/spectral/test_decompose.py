@@ -339,3 +339,27 @@ def test_a_negative_number_of_vectors_is_refused() -> None:
     assert str(caught.value) == (
         "expected at most 16 singular vectors of a matrix of the shape (24, 16), got vectors=-1"
     )
+
+
+def test_what_is_no_list_of_tensors_is_refused_with_what_to_write() -> None:
+    with pytest.raises(TypeError) as one_tensor:
+        decompose(torch.eye(3))  # type: ignore[arg-type]
+    with pytest.raises(TypeError) as an_array:
+        decompose([np.eye(3)])  # type: ignore[list-item]
+
+    assert str(one_tensor.value) == (
+        "expected a list of matrices, got one tensor: write decompose([matrix])"
+    )
+    assert str(an_array.value) == (
+        "expected torch tensors, got ndarray; torch.as_tensor makes one of an array, "
+        "spectral.discover finds the matrices of a module"
+    )
+
+
+def test_a_value_beyond_float64_has_no_finite_bound() -> None:
+    """The true norm is 3 times 1.7e308: a finite bound around inf would be no bound."""
+    (result,) = decompose([torch.full((3, 3), 1.7e308, dtype=torch.float64)])
+
+    assert math.isinf(result.values[0])
+    assert math.isinf(result.bounds[0])
+    assert math.isfinite(result.unit_bounds[0])
