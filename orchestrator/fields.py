@@ -13,7 +13,8 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.axes import Parameters, read_parameters
-from orchestrator.measure import Measure, read_measure
+from orchestrator.measure import Measure
+from orchestrator.measure_field import read_measure
 from orchestrator.nodes import Node, Problems, nearest, show
 from orchestrator.points import MAX_TRIALS
 from orchestrator.schedules import Schedule, read_schedule

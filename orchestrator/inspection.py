@@ -143,9 +143,7 @@ def _geometries(
         return None
 
 
-def _prune(
-    task: Task, model: nn.Module, measure: Measure, problems: list[str]
-) -> list[MatrixView]:
+def _prune(task: Task, model: nn.Module, measure: Measure, problems: list[str]) -> list[MatrixView]:
     """The matrices that pruned models are made of; what they cannot be evaluated without."""
     if "pruned" not in measure.groups:
         return []

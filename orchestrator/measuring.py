@@ -159,8 +159,8 @@ class Measurer:
         """Agreement of every snapshot with the last one, which must have been taken.
 
         Raises:
-            StoreError: the storage refuses, or singular vectors on disk are missing or damaged. They
-                are no result yet, so no `DamageError`: a checkpoint from before them will do.
+            StoreError: the storage refuses, or singular vectors on disk are missing or damaged; no
+                `DamageError`, as no result names them and an earlier checkpoint does without them.
         """
         if "agreement" not in self.trial.measure.groups or self.last is None:
             return []

@@ -166,6 +166,7 @@ class Plan:
             no model can be built.
         kept_bytes: singular vectors that stay, of one trial at most; None likewise.
         kept_bytes_total: of all trials of the file.
+        model_failure: what the first model that cannot be built fails with.
     """
 
     name: str
@@ -186,6 +187,7 @@ class Plan:
     scratch_bytes: int | None
     kept_bytes: int | None
     kept_bytes_total: int | None
+    model_failure: str = ""
 
 
 def plan(sweep: Sweep, source_hash: str) -> Plan:

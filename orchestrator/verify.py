@@ -208,7 +208,7 @@ def _shards(
             said = problem or _mismatch(table, need, all_needs[0].shard, path)
             if said:
                 if need.working:  # the readers' words are for what is committed
-                    said = said.replace("a commit names it", "a checkpoint names it")
+                    said = said.replace("although a commit", "although a checkpoint")
                     said = said.replace("were committed", "were written")
                 kept = report.damage if need.counts else report.information
                 cost = need.loss if need.counts else "nothing: that commit has been replaced"

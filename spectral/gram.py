@@ -32,6 +32,9 @@ PANEL_COLUMNS = 192
 # matrices as much as multiplying them.
 KEPT_ENTRIES = 2**18
 
+# Entries of a block that vectors are multiplied with.
+TIMES_ENTRIES = 2**20
+
 
 def peaks_and_scales(weights: Tensor) -> tuple[Tensor, Tensor]:
     """max|W| of each matrix, and the power of two that it is divided by.
@@ -57,16 +60,16 @@ def peaks_and_scales(weights: Tensor) -> tuple[Tensor, Tensor]:
     return peaks, torch.where(usable, torch.ldexp(one, torch.where(usable, exponents, 0)), one)
 
 
-def row_blocks(weights: Tensor, scales: Tensor) -> Iterator[Tensor]:
-    """W / scale in float64, `BLOCK_ROWS` of the longer side at a time: shape (..., <= 256, R).
+def row_blocks(weights: Tensor, scales: Tensor, rows: int = BLOCK_ROWS) -> Iterator[Tensor]:
+    """W / scale in float64, some rows of the longer side at a time: shape (..., <= rows, R).
 
     No copy of a whole matrix is made; a block stays in the cache while it is used.
     """
     wide = weights.shape[-2] <= weights.shape[-1]
     long_axis = weights.dim() - 1 if wide else weights.dim() - 2
     divisors = scales[..., None, None]
-    for start in range(0, weights.shape[long_axis], BLOCK_ROWS):
-        length = min(BLOCK_ROWS, weights.shape[long_axis] - start)
+    for start in range(0, weights.shape[long_axis], rows):
+        length = min(rows, weights.shape[long_axis] - start)
         block = weights.narrow(long_axis, start, length)
         # one copy, also where the weights are float64 already: the division is in place
         block = block.to(torch.float64, memory_format=torch.contiguous_format, copy=True)
@@ -137,7 +140,11 @@ class Scaled:
         Returns:
             shape (L, k), float64.
         """
-        parts = [block @ right for block in self.blocks()]
+        blocks: Iterable[Tensor] | None = self.kept
+        if blocks is None:  # sums are over R entries here: blocks may be as large as is fast
+            rows = max(TIMES_ENTRIES // right.shape[-2], BLOCK_ROWS)
+            blocks = row_blocks(self.weights, self.scale, rows)
+        parts = [block @ right for block in blocks]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
 
 

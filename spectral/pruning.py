@@ -242,16 +242,16 @@ def _split(matrix: Tensor, decomposition: Decomposition, k: int) -> tuple[Tensor
     whole, part, rest = ((t if shape[0] <= shape[1] else t.mT) for t in (matrix, made, others))
     width = max(_SLAB_ENTRIES // rank, 1)
     for start in range(0, max(shape), width):
-        slab = whole[:, start : start + width].double()
-        coordinates = vectors.mT @ slab
+        slab = whole[:, start : start + width]
+        coordinates = vectors.mT @ slab.double()
         if single:
             # over a power of two, so that float32 holds them as it holds the weights
-            scaled = (coordinates / decomposition.scale).float()
-            projected = (left @ scaled).double() * decomposition.scale
+            coordinates = coordinates.div_(decomposition.scale).float()
+            projected = (left @ coordinates).mul_(decomposition.scale)
         else:
             projected = left @ coordinates
         part[:, start : start + width] = projected
-        rest[:, start : start + width] = slab - projected
+        rest[:, start : start + width] = slab.to(projected.dtype) - projected
     return (made, others) if make_top else (others, made)
 
 

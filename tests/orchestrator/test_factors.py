@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tasks
 from orchestrator import factors, files, planning, preflight
 from orchestrator.display import vectors_on_disk
 from orchestrator.driver import Options, run_sweep
-from orchestrator.errors import DamageError, QueryError
+from orchestrator.errors import DamageError, QueryError, StoreError
 from orchestrator.export import export
 from orchestrator.factors import FactorArrays
 from orchestrator.kept import AGREEMENT
 from orchestrator.measure import Measure
 from orchestrator.results import Results
 from orchestrator.schemas import commit_table, seal
+from orchestrator.session import Session
 from orchestrator.store import Store
 from orchestrator.sweep import parse
+from orchestrator.trial import Assignment, Context, Progress, run_group
 from orchestrator.verify import verify
 from tests.stores import FakeTrial, build_store, commit_row
 
@@ -245,6 +248,64 @@ def test_what_was_not_kept_is_an_error_that_lists_what_was(
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None,), "expected the id of one trial, got None"),
+        (([ONE.trial_id],), f"expected the id of one trial, got [{ONE.trial_id!r}]"),
+        (
+            (ONE.trial_id, "last"),
+            "step takes an integer, a list of integers or 'final', got 'last'",
+        ),
+        ((ONE.trial_id, 0.5), "step takes an integer or a list of integers, got 0.5"),
+        ((ONE.trial_id, True), "step takes an integer or a list of integers, got True"),
+    ],
+)
+def test_factors_take_one_trial_and_steps(
+    arguments: tuple[Any, ...], message: str, results: Results
+) -> None:
+    with pytest.raises(QueryError) as refused:
+        results.factors(*arguments)
+    assert str(refused.value) == message
+
+
+def test_the_last_step_that_was_kept_is_final(results: Results) -> None:
+    """The same word as `agreement` takes."""
+    assert list(results.factors(ONE.trial_id, "final")) == [(100, "a"), (100, "b")]
+    assert list(results.factors(ONE.trial_id, "final", "b")) == [(100, "b")]
+
+
+@pytest.mark.parametrize("step", [[0, 10], "last", 0.5, True])
+def test_agreement_takes_one_step(step: Any, results: Results) -> None:
+    """Several are compared without `step`, one by one; the twin is a NumPy integer."""
+    with pytest.raises(QueryError) as refused:
+        results.agreement(ONE.trial_id, TWO.trial_id, step)
+    assert str(refused.value) == f"step takes an integer or 'final', got {step!r}"
+
+    assert results.agreement(ONE.trial_id, TWO.trial_id, np.int64(100)).num_rows == 2
+
+
+def test_agreement_takes_ids(results: Results) -> None:
+    with pytest.raises(QueryError) as refused:
+        results.agreement(ONE.trial_id, None)  # type: ignore[arg-type]
+    assert str(refused.value) == "expected the id of one trial, got None"
+
+
+def test_trials_without_a_common_matrix_are_an_error_that_says_what_each_has(
+    tmp_path: Path,
+) -> None:
+    """An empty table would be read as no agreement."""
+    kept = {0: {1: {"b": triples(), "a": triples()}}, 1: {1: {"c": triples()}}}
+    results = store_of(tmp_path / "demo", kept)
+
+    for step in (None, 1, "final"):
+        with pytest.raises(QueryError) as refused:
+            results.agreement(ONE.trial_id, TWO.trial_id, step)
+        assert str(refused.value) == (
+            f"no matrix was kept of both trials: {ONE.trial_id} has a, b; {TWO.trial_id} has c"
+        )
+
+
 def test_a_trial_that_is_not_there_is_an_error_that_lists_near_ones(results: Results) -> None:
     wrong = ONE.trial_id[:-1] + "x"
     with pytest.raises(QueryError) as refused:
@@ -393,6 +454,39 @@ def test_scratch_is_what_a_trial_holds_until_its_commit(
     assert preflight.Inspection(without).space().scratch == 0
 
 
+@pytest.mark.parametrize("how", ["gone", "cut", "flipped"])
+def test_scratch_that_is_lost_while_a_trial_runs_stops_it_and_a_plain_run_completes_it(
+    how: str, tmp_path: Path
+) -> None:
+    """No result is damaged, so the sweep ends as when the storage refuses (exit code 3)."""
+    text = TEXT.replace("[1, 2]", "[1]").replace("[2, 4]", "[4]")
+    sweep = parse(f"{text}measure: [agreement]\nstorage: {tmp_path}\n")
+    assignment = Assignment((next(sweep.trials()),), (1,))
+
+    def lose(told: Progress) -> None:
+        if told.step == 4:
+            [path] = (sweep.root / "factors").glob("*-2-*")
+            spoil(path, how)
+
+    with Session.claim(sweep) as session:
+        source = tasks.source_hash(sweep.task_class)
+        context = Context(str(sweep.root), session.epoch, 1, "cpu", 0.0, source)
+        with pytest.raises(StoreError) as refused:
+            run_group(assignment, context, progress=lose)
+        damage = verify(sweep.root).damage
+        result = run_group(assignment, context)
+
+    assert (str(refused.value), refused.value.exit_code) == (
+        "singular vectors of a running trial are missing or damaged: run the same command again; "
+        "the trial continues from an earlier checkpoint",
+        3,
+    )
+    assert not isinstance(refused.value, DamageError)
+    assert len(damage) == 1, "one line, although two checkpoints name the file"
+    assert "nothing has to be removed" in damage[0]
+    assert [row["status"] for row in result.rows] == ["completed"]
+
+
 @pytest.mark.parametrize(
     ("scratch", "stays", "total", "lines"),
     [
@@ -428,3 +522,24 @@ def test_a_plan_is_shown_in_units_that_people_read(
     )
 
     assert vectors_on_disk(plan) == lines
+
+
+def test_a_plan_says_what_the_model_fails_with() -> None:
+    plan = planning.Plan(
+        *("toy", "toy", "results/toy"),
+        **dict.fromkeys(("trials", "configurations", "committed", "failed", "checkpointed"), 0),
+        **dict.fromkeys(("remaining", "unnamed", "changed"), 0),
+        device="cpu",
+        workers=2,
+        estimate_seconds=None,
+        estimate_basis="",
+        **dict.fromkeys(("scratch_bytes", "kept_bytes", "kept_bytes_total")),
+        model_failure="RuntimeError: no model today",
+    )
+
+    assert vectors_on_disk(plan) == [
+        (
+            "singular vectors",
+            "of unknown size: the model cannot be built (RuntimeError: no model today)",
+        )
+    ]

@@ -7,13 +7,17 @@ import hashlib
 import itertools
 import json
 import pickle
+import re
+from pathlib import Path
 
 import jsonschema
 import pytest
 
 import spectral
+from orchestrator.driver import Options, run_sweep
 from orchestrator.errors import SweepError
-from orchestrator.measure import OPTIONS, USE_VECTORS, Measure, bytes_of
+from orchestrator.measure import OPTIONS, USE_VECTORS, Measure
+from orchestrator.measure_field import bytes_of
 from orchestrator.schedules import Schedule
 from orchestrator.sweep import Trial, parse, schema
 from orchestrator.sweep_schema import FIELDS
@@ -72,6 +76,8 @@ def test_a_measure_can_be_sent_to_a_worker_and_hashed() -> None:
 
     assert back == sent
     assert hash(back.measure) == hash(sent.measure)
+    assert sent.measure.places["groups:pruned"].path == "$.measure.groups[0]"
+    assert back.measure.places == {}
     assert sent.measure.pruned is not None
     assert sent.measure.pruned.place is not None
     assert back.measure.pruned.place is None
@@ -115,11 +121,24 @@ def test_vectors_are_a_hundred_or_as_many_as_there_are() -> None:
         ("-1 MB", None),
         ("MB", None),
         ("5 mb", None),
+        ("9223372036854775.807 kB", 2**63 - 1),
+        ("9223372036854775.808 kB", None),
+        ("9" * 400 + " MB", None),
+        ("1." + "9" * 400 + " kB", 2000),
     ],
 )
 def test_bytes_may_have_a_unit(text: str, expected: int | None) -> None:
     """Thousands and 1024s are told apart, and nothing is guessed."""
     assert bytes_of(text) == expected
+
+
+def test_places_in_the_file_are_no_part_of_what_is_measured() -> None:
+    """The same measurements elsewhere in a file are equal, also as keys and in their text."""
+    here, there = (trial(text).measure for text in ("[ranks]", "\n  groups:\n    - ranks"))
+
+    assert here.places["groups:ranks"].line == 3
+    assert there.places["groups:ranks"].line == 5
+    assert (here, hash(here), repr(here)) == (there, hash(there), repr(there))
 
 
 # --- when pruned models are evaluated --------------------------------------------------------
@@ -226,7 +245,7 @@ REFUSED = """
 === no list and no mapping
 measure: ranks
 =>
-expected a list of measurements, or a mapping of groups, vectors, views, residual, keep, workspace and pruned, got 'ranks'  @ line 3, column 10, $.measure
+expected a list of measurements, or a mapping of groups, vectors, views, residual, keep, workspace and pruned, got 'ranks': write [ranks]  @ line 3, column 10, $.measure
 
 === names that are not there
 measure: {group: [ranks], groups: [rank], view: []}
@@ -242,7 +261,7 @@ expected a whole number >= 1, got 0  @ line 3, column 49, $.measure.vectors
 expected a list of at least one pattern of view names, got an empty list  @ line 3, column 59, $.measure.views
 expected none, final or all, got 'al' (did you mean all?)  @ line 3, column 69, $.measure.keep
 expected true or false, got 1  @ line 3, column 83, $.measure.residual
-expected a number of bytes >= 1, or such with a unit, like 256 MB, got '5 TB'  @ line 3, column 97, $.measure.workspace
+expected a number of bytes >= 1, or one with a unit of kB, MB, GB, MiB or GiB, like 256 MB, got '5 TB'  @ line 3, column 97, $.measure.workspace
 expected a number above 0 and below 1, got 0  @ line 3, column 124, $.measure.pruned.fractions[0]
 expected a number above 0 and below 1, got 1.0  @ line 3, column 127, $.measure.pruned.fractions[1]
 repeated fraction: 0.5 also stands at $.measure.pruned.fractions[2]  @ line 3, column 137, $.measure.pruned.fractions[3]
@@ -253,11 +272,11 @@ expected exempt or included, got 'no'  @ line 3, column 159, $.measure.pruned.la
 === other types
 measure: {groups: ranks, vectors: many, views: decoder, keep: true, workspace: 0, pruned: 5}
 =>
-expected a list of at least one measurement, got 'ranks'  @ line 3, column 19, $.measure.groups
+expected a list of at least one measurement, got 'ranks': write [ranks]  @ line 3, column 19, $.measure.groups
 expected a whole number >= 1, got 'many'  @ line 3, column 35, $.measure.vectors
-expected a list of at least one pattern of view names, got 'decoder'  @ line 3, column 48, $.measure.views
+expected a list of at least one pattern of view names, got 'decoder': write [decoder]  @ line 3, column 48, $.measure.views
 expected none, final or all, got true  @ line 3, column 63, $.measure.keep
-expected a number of bytes >= 1, or such with a unit, like 256 MB, got 0  @ line 3, column 80, $.measure.workspace
+expected a number of bytes >= 1, or one with a unit of kB, MB, GB, MiB or GiB, like 256 MB, got 0  @ line 3, column 80, $.measure.workspace
 expected a mapping of fractions, last, and one of every, log_spaced and at, got 5  @ line 3, column 91, $.measure.pruned
 
 === patterns
@@ -273,6 +292,22 @@ vectors has no effect without singular vectors: add alignment, agreement or upda
 residual has no effect without couplings: add alignment to groups  @ line 3, column 33, $.measure.residual
 keep has no effect without singular vectors: add alignment, agreement or update to groups  @ line 3, column 45, $.measure.keep
 its options have no effect without the measurement: add pruned to groups  @ line 3, column 58, $.measure.pruned
+
+=== a text where a list belongs
+measure: {groups: "no such", views: "layers.*"}
+=>
+expected a list of at least one measurement, got 'no such': write ["no such"]  @ line 3, column 19, $.measure.groups
+expected a list of at least one pattern of view names, got 'layers.*': write ["layers.*"]  @ line 3, column 37, $.measure.views
+
+=== views of what cuts every matrix
+measure: {groups: [pruned], views: [decoder]}
+=>
+views has no effect on pruned models, of which every matrix is cut: add another measurement to groups  @ line 3, column 36, $.measure.views
+
+=== more bytes than can be addressed
+measure: {workspace: 9223372036.854775808 GB}
+=>
+expected a number of bytes >= 1, or one with a unit of kB, MB, GB, MiB or GiB, like 256 MB, got '9223372036.854775808 GB'  @ line 3, column 22, $.measure.workspace
 
 === schedules of pruning
 measure: {groups: [pruned], pruned: {every: 5, at: [1], evry: 1}}
@@ -310,6 +345,22 @@ def test_a_bad_measure_is_refused_with_every_problem_in_full(case: str) -> None:
     assert str(refused.value).split("\n")[1:] == [f"  {line}" for line in lines]
 
 
+def test_a_size_of_four_hundred_digits_is_refused_in_one_line() -> None:
+    """It neither overflows nor fills the screen."""
+    with pytest.raises(SweepError) as refused:
+        parse(f"{TOP}measure: {{workspace: {'9' * 400} MB}}\n")
+
+    assert str(refused.value).split("\n")[1] == (
+        "  expected a number of bytes >= 1, or one with a unit of kB, MB, GB, MiB or GiB, like "
+        f"256 MB, got '{'9' * 56}...  @ line 3, column 22, $.measure.workspace"
+    )
+
+
+def test_views_beside_pruned_models_choose_what_else_is_measured() -> None:
+    """Twin of the case where nothing else is."""
+    assert trial("{groups: [pruned, ranks], views: [decoder]}").measure.views == ("decoder",)
+
+
 def test_a_misspelt_group_does_not_make_its_options_look_idle() -> None:
     """Twin of the case above: with the group written right there is no problem at all."""
     with pytest.raises(SweepError) as refused:
@@ -317,6 +368,30 @@ def test_a_misspelt_group_does_not_make_its_options_look_idle() -> None:
 
     assert len(refused.value.problems) == 1
     assert parse(TOP + "measure: {groups: [agreement], vectors: 5}\n").measure.vectors == 5
+
+
+# --- the examples of the manual ---------------------------------------------------------------
+
+MANUAL = Path(__file__).parents[2] / "docs" / "sweep-files.md"
+EXAMPLES = [
+    block for block in re.findall(r"```yaml\n(.*?)```", MANUAL.read_text("utf-8"), re.DOTALL)
+    if block.startswith("name:") and "\nmeasure:" in block
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", EXAMPLES, ids=[text.split()[1] for text in EXAMPLES])
+def test_examples_of_the_manual_measure_what_they_say(text: str, tmp_path: Path) -> None:
+    """Six steps of one trial: an option that fits no matrix shows only when something is measured."""
+    overrides = ["base.steps=6", "seeds=1", "tracking=none", f"storage={tmp_path}"]
+    sweep = parse(text, overrides=overrides)
+    outcome = run_sweep(sweep, Options(in_process=True, only=[next(sweep.trials())]))
+
+    assert outcome.statuses == {"completed": 1}
+
+
+def test_the_manual_has_examples_of_measurements() -> None:
+    """Twin: if its blocks looked otherwise, nothing would be run above."""
+    assert len(EXAMPLES) >= 2
 
 
 # --- the schema -----------------------------------------------------------------------------

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator import cli, preflight
+from orchestrator import cli, planning, preflight
 from orchestrator.driver import Options, run_sweep
 from orchestrator.errors import SweepError
 from orchestrator.factors import num_bytes
 from orchestrator.sweep import Sweep, parse
+from tasks.batch_norm import reestimate
+from tasks.training import make_streams, start
 
 TASK = """
 from typing import Annotated, Literal
@@ -35,6 +37,12 @@ class Net(nn.Module):
         self.conv = nn.Conv2d(1, width, 3)
         self.fc = nn.Linear(width, 2)
         self.kind = kind
+        if kind == "batch norm":
+            self.norm = nn.BatchNorm2d(width)
+        if kind == "batch norm without statistics":
+            self.norm = nn.BatchNorm2d(width, track_running_stats=False)
+        if kind == "too wide":
+            self.wide = nn.Linear(2049, 3000)
         if kind == "unused":
             self.spare = nn.Conv2d(1, 3, 3)
 
@@ -48,12 +56,18 @@ class Net(nn.Module):
 class ToyConfig(FullBatchConfig):
     width: Annotated[int, Field(ge=1)] = 4
     kind: Literal["plain", "linear", "unused", "two grids", "no couplings", "residual",
-                  "complex", "broken", "real numbers", "wrong view"] = "plain"
+                  "complex", "broken", "real numbers", "wrong view", "bad tap", "bad views",
+                  "only with numbers", "batch norm", "batch norm without statistics",
+                  "too wide"] = "plain"
     scale: float = 1.0
 
 
 class Toy(Task):
     Config = ToyConfig
+
+    @property
+    def splits(self):
+        return ("all",) if "batch norm" in self.config.kind else ("train", "val")
 
     def build(self, streams):
         c = self.config
@@ -85,6 +99,8 @@ class Toy(Task):
     def views(self, model):
         if self.config.kind == "wrong view":
             return [MatrixView("a", "no.such"), MatrixView("b", "fc.weight", rows=(0, 99))]
+        if self.config.kind == "bad views":
+            raise ValueError("no views today")
         return discover(model)
 
     def couplings(self, model):
@@ -92,6 +108,10 @@ class Toy(Task):
         if c.kind in ("no couplings", "linear"):
             return []
         left, right = CouplingEnd("conv", "left"), CouplingEnd("fc", "right")
+        if c.kind == "bad tap":
+            right = CouplingEnd("conv", "right", reshape=(1, 3, 3), tap=(3, 1))
+        if c.kind == "only with numbers" and model.fc.weight.is_meta:
+            raise ValueError("this is for a model with numbers in it")
         if c.kind == "residual":
             return [Coupling(left, right, c.width, residual=True)]
         if c.kind == "unused":
@@ -132,7 +152,7 @@ EVERYTHING = "[ranks, spectrum, alignment, agreement, pruned, update, operator]"
             "plain",
             "{groups: [agreement], views: [con, 'fc.*'], vectors: 5}",
             [
-                "views: 'con' matches no matrix (did you mean conv?); there are: conv, fc",
+                "views: 'con' matches no matrix (did you mean conv?)",
                 "views: 'fc.*' matches no matrix (did you mean fc?); there are: conv, fc",
             ],
         ),
@@ -149,8 +169,52 @@ EVERYTHING = "[ranks, spectrum, alignment, agreement, pruned, update, operator]"
         (
             "plain",
             "{groups: [alignment], views: [fc]}",
-            ["alignment: views leaves no coupling both of its matrices"],
+            [
+                "alignment: views leaves no coupling both of its matrices; couplings are between conv and fc"
+            ],
         ),
+        (
+            "plain",
+            "{groups: [alignment, operator, pruned], views: [dense]}",
+            ["views: 'dense' matches no matrix; there are: conv, fc"],
+        ),
+        (
+            "plain",
+            "{groups: [alignment, operator], views: [dense, fc]}",
+            [
+                "views: 'dense' matches no matrix; there are: conv, fc",
+                "alignment: views leaves no coupling both of its matrices; couplings are between conv and fc",
+                "operator: there is no convolution among the matrices of the views chosen",
+            ],
+        ),
+        ("bad tap", "[agreement]", []),
+        (
+            "bad tap",
+            "[alignment]",
+            [
+                "alignment: coupling end 'conv': tap must index the axes (3, 3) of reshape, got (3, 1)"
+            ],
+        ),
+        ("bad views", "[alignment, agreement]", ["views: no views today"]),
+        ("bad views", "{groups: [agreement], views: [conv]}", ["views: no views today"]),
+        ("only with numbers", "[alignment]", []),
+        (
+            "batch norm",
+            "[pruned]",
+            [
+                "pruned: task Toy has no split 'train' to re-estimate BatchNorm's statistics over; it has all"
+            ],
+        ),
+        ("batch norm", "[ranks, agreement]", []),
+        ("batch norm without statistics", "[pruned]", []),
+        (
+            "too wide",
+            "{groups: [pruned], pruned: {last: included}}",
+            [
+                "pruned: wide (3000 x 2049) has more than 2048 singular directions, of which only the leading ones are computed"
+            ],
+        ),
+        ("too wide", "[pruned]", []),
         (
             "plain",
             "{groups: [alignment], residual: true}",
@@ -287,7 +351,16 @@ def test_a_model_that_cannot_be_built_is_left_to_its_trials() -> None:
     loaded = sweep("[agreement]", kind="broken")
 
     assert preflight.check_measure(loaded) == []
-    assert preflight.Inspection(loaded).space() is None
+    found = preflight.Inspection(loaded)
+    assert found.space() is None
+    assert found.failure == "RuntimeError: no model today"
+    assert preflight.Inspection(sweep("[agreement]")).failure == ""
+
+
+def test_a_plan_passes_on_why_a_model_cannot_be_built() -> None:
+    plan = planning.plan(sweep("[agreement]", kind="broken"), "0" * 16)
+
+    assert (plan.scratch_bytes, plan.model_failure) == (None, "RuntimeError: no model today")
 
 
 def test_looking_at_a_model_draws_no_random_numbers() -> None:
@@ -316,7 +389,8 @@ def test_a_run_with_problems_launches_nothing(folder: Path) -> None:
         run_sweep(sweep("{groups: [agreement], vectors: 5}"), Options(in_process=True))
 
     assert str(refused.value) == (
-        "<string>: 1 problem\n  vectors: 5 exceeds the largest rank, 4 (conv, 4 x 9)  @ $.measure"
+        "<string>: 1 problem\n  vectors: 5 exceeds the largest rank, 4 (conv, 4 x 9)  @ line "
+        "5, column 41, $.measure.vectors"
     )
     assert not (folder / "results").exists()
 
@@ -339,5 +413,61 @@ def test_commands_end_with_exit_code_2(
     assert (ended.value.code, capsys.readouterr().err) == (
         2,
         "error: s.yaml: 1 problem\n"
-        "  views: 'cnv' matches no matrix (did you mean conv?); there are: conv, fc  @ $.measure\n",
+        "  views: 'cnv' matches no matrix (did you mean conv?); there are: conv, fc  "
+        "@ line 5, column 19, $.measure.views[0]\n",
     )
+
+
+def test_each_problem_stands_at_its_option() -> None:
+    """In file order, like the problems of every other field."""
+    with pytest.raises(SweepError) as refused:
+        preflight.refuse(
+            sweep(
+                "{views: [fc, dense, no], vectors: 9,\n  groups: [pruned, operator, alignment]}",
+                kind="batch norm",
+            )
+        )
+
+    assert [(p.path, p.line, p.message.partition(":")[0]) for p in refused.value.problems] == [
+        ("$.measure.views[1]", 5, "views"),
+        ("$.measure.views[2]", 5, "views"),
+        ("$.measure.vectors", 5, "vectors"),
+        ("$.measure.groups[0]", 6, "pruned"),
+        ("$.measure.groups[1]", 6, "operator"),
+        ("$.measure.groups[2]", 6, "alignment"),
+    ]
+    with pytest.raises(SweepError) as refused:
+        preflight.refuse(sweep("[ranks, alignment]", kind="unused"))
+    assert {problem.path for problem in refused.value.problems} == {"$.measure[1]"}
+    with pytest.raises(SweepError) as refused:
+        preflight.refuse(sweep("[agreement]", kind="wrong view"))
+    assert {problem.path for problem in refused.value.problems} == {"$.measure"}
+
+
+def test_the_refusal_of_batch_norm_is_the_one_of_the_trial() -> None:
+    """In its words: who meets both knows that they are about the same thing."""
+    loaded = sweep("[pruned]", kind="batch norm")
+    [trial] = loaded.trials()
+    task = loaded.task_class([loaded.task_class.Config(kind="batch norm", steps=2)])
+    streams = make_streams(task.configs, [trial.seed])
+    model, state = start(task, streams)
+    with pytest.raises(ValueError, match="BatchNorm") as refused:
+        reestimate(task, model, state, streams, state.parameters)
+
+    assert preflight.check_measure(loaded) == [f"pruned: {refused.value}"]
+
+
+def test_of_many_couplings_ten_are_listed(folder: Path) -> None:
+    many = """        return [Coupling(CouplingEnd(f"m{i}", "left"), CouplingEnd("fc", "left"), 2)
+                for i in range(12)]
+"""
+    text = TASK.replace("        return [Coupling(left, right, c.width)]\n", many)
+    (folder / "toy.py").write_text(text.replace("discover(model)", """[
+            *discover(model), *(MatrixView(f"m{i}", "fc.weight") for i in range(12))
+        ]"""))  # fmt: skip
+    listed = ", ".join(f"m{i} and fc" for i in range(10))
+
+    assert preflight.check_measure(sweep("{groups: [alignment], views: [conv]}")) == [
+        "alignment: views leaves no coupling both of its matrices; couplings are between "
+        f"{listed} and 2 more"
+    ]

@@ -446,14 +446,23 @@ def test_a_checkpoint_whose_shards_are_gone_is_found(root):
     """A resume would commit rows that are not there."""
     trial = FakeTrial(seed=7)
     row = commit_row(root, trial)
-    path = checkpoint(root, trial, 10, row["shards"])
+    for step in (10, 20):  # one line, although two checkpoints name it
+        checkpoint(root, trial, step, row["shards"])
     assert verify(root).damage == []
     shard = root / row["shards"][0]["path"]
     shard.unlink()
+    nothing_lost = (
+        "nothing has to be removed: run the same command again, and trial "
+        f"{trial.trial_id} resumes from a checkpoint that does without it, or from step 0"
+    )
 
     assert verify(root).damage == [
-        f"{shard} is missing, although a commit names it: trial {trial.trial_id} resumes from the "
-        f"checkpoint before it, or from step 0 once {path} is removed"
+        f"{shard} is missing, although a checkpoint names it: {nothing_lost}"
+    ]
+    shard.write_bytes(b"half")
+    size = row["shards"][0]["bytes"]
+    assert verify(root).damage == [
+        f"{shard} is damaged: 4 bytes where {size} were written: {nothing_lost}"
     ]
 
 
