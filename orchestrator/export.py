@@ -63,7 +63,7 @@ COLUMNS: Mapping[str, str] = {
     "values": "The vector, in descending order for singular values.",
     "bounds": "Half widths: the true value lies within values[i] -+ bounds[i]. Rounded up.",
     "method": "How it was computed.",
-    "flag": "Null, or why to distrust the number: collapsed, zero, diverged, ill_posed.",
+    "flag": "Null, or why to distrust the number: collapsed, zero, diverged, ill_posed, estimated.",
     "kind": "trajectory, seeds, paired or across.",
     "parameter": "Swept parameter that a paired or across trend is about.",
     "contrast": "Levels compared by a paired trend.",

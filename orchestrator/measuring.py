@@ -41,6 +41,12 @@ from tasks.state import GroupState
 Entry = dict[str, Any]
 
 
+_LOST = (
+    "singular vectors of a running trial are missing or damaged: run the same command again; the "
+    "trial continues from an earlier checkpoint"
+)
+
+
 class Measured(NamedTuple):
     """Rows of one step."""
 
@@ -61,9 +67,10 @@ def request_of(task: Task, model: nn.Module, trial: Trial, streams: Streams) -> 
     measure = trial.measure
     views = [view for view in task.views(model) if measure.chooses(view.name)]
     names = {view.name for view in views}
+    declared = task.couplings(model) if "alignment" in measure.groups else []
     couplings = [
         coupling
-        for coupling in task.couplings(model)
+        for coupling in declared
         if {coupling.first.view, coupling.second.view} <= names
         and (measure.residual or not coupling.residual)
     ]
@@ -173,10 +180,7 @@ class Measurer:
                 try:
                     arrays = factors.read(self.root, self.factors[step])
                 except DamageError as error:
-                    raise StoreError(
-                        "singular vectors of a running trial are missing or damaged: run the same "
-                        "command again; the trial continues from an earlier checkpoint"
-                    ) from error
+                    raise StoreError(_LOST) from error
                 earlier = {name: _vectors(each, last[name]) for name, each in arrays.items()}
             compared = [
                 Compared(name, own, last[name], *self.notes[step][name])
@@ -186,14 +190,21 @@ class Measurer:
         return found
 
     def kept(self) -> list[Entry]:
-        """Manifest entries of the singular vectors that stay in the store, written if need be."""
+        """Manifest entries of the singular vectors that stay in the store, written if need be.
+
+        Raises:
+            StoreError: the storage refuses, or one of them is gone: no commit may name it.
+        """
         keep = self.trial.measure.keep
         if keep == "none" or self.last is None:
             return []
         step, vectors = self.last
         if step not in self.factors:
             self._write(step, vectors)
-        return list(self.factors.values()) if keep == "all" else [self.factors[step]]
+        entries = list(self.factors.values()) if keep == "all" else [self.factors[step]]
+        if not all((self.root / entry["path"]).is_file() for entry in entries):
+            raise StoreError(_LOST)
+        return entries
 
     def scratch(self) -> list[Entry]:
         """Manifest entries of all singular vectors on disk: what a checkpoint depends on."""

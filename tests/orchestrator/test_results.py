@@ -14,6 +14,7 @@ from orchestrator.rows import Buffer
 from orchestrator.schemas import SCALARS, SPECTRA, commit_table, seal
 from orchestrator.trends import TRENDS
 from spectral import ScalarRow
+from spectral.metrics import METRICS_OF, QUANTITIES_OF
 from tests.stores import STEPS, FakeTrial, accept, build_store, commit_row, loss_value, rank_value
 
 IDENTIFIERS = ["trial_id", "config_id", "seed"]
@@ -465,3 +466,21 @@ def test_results_need_neither_torch_nor_pandas_nor_duckdb_to_import():
 
     assert not heavy & loaded_modules("from orchestrator import Results")
     assert "duckdb" in loaded_modules("import orchestrator.query"), "the check can fail"
+
+
+# --- the manual -----------------------------------------------------------------------------
+
+
+def test_the_manual_names_every_metric_and_quantity_beside_its_group():
+    """Variants are abbreviated there, so what stands before the slash is looked for."""
+    manual = (Path(__file__).parents[2] / "docs" / "results.md").read_text("utf-8")
+    rows = {line.split("|")[1].strip(): line for line in manual.splitlines() if line[:1] == "|"}
+    for group, metrics in METRICS_OF.items():
+        for metric in metrics:
+            name = metric.name.partition("/")[0].replace("<metric>", "loss")
+            assert f"`{name}" in rows.get(f"`{group}`", ""), f"{group}: {metric.name}"
+    named = {name for row in rows for name in row.replace("`", "").split(", ")}
+    quantities = {quantity.name for each in QUANTITIES_OF.values() for quantity in each}
+
+    assert quantities <= named
+    assert "no such quantity" not in named
