@@ -104,7 +104,11 @@ def updates_rows(
         )
         scalars = [
             scalar_row(
-                subject, name, number, method, decomposition.flag if number is rank else flag
+                subject,
+                name,
+                number,
+                method,
+                decomposition.flag if name.startswith("update_effective_rank") else flag,
             )
             for name, number in measured
         ]

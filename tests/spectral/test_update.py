@@ -284,13 +284,14 @@ def test_an_update_that_is_not_finite_is_a_result() -> None:
     assert spectrum.flag == "diverged"
 
 
-def test_an_estimated_spectrum_leaves_the_share_as_certain_as_it_was() -> None:
-    """Above R = 2048 sums over the singular values are estimated; the share is not made of them."""
+def test_only_the_effective_rank_of_an_update_is_estimated() -> None:
+    """Above R = 2048: norms, stable rank and share do not rest on sums over all singular values."""
     delta = random(20, 30)
     (d,) = decompose([delta], vectors=0)
     scalars, _ = update_rows("w", vectors_of(delta), replace(d, flag="estimated"), delta)
-    flags = [row.flag for row in scalars]
-    assert flags == ["estimated"] * 5 + [None] * 2
+    estimated = [row.metric for row in scalars if row.flag == "estimated"]
+    assert estimated == ["update_effective_rank", "update_effective_rank/normalised"]
+    assert {row.flag for row in scalars} == {"estimated", None}
 
 
 def test_many_updates_at_once_are_those_one_by_one() -> None:
