@@ -16,7 +16,7 @@ SETTINGS = ",\n".join(f"  `{name}={value}`" for name, value in TUNE_SETTINGS["be
 
 HEAD = """# Benchmarks
 
-Written by `make bench`, which measures everything again (about an hour on two idle cores).
+Written by `make bench`, which measures everything again (about two hours on two idle cores).
 Every figure is compared with a rival that ran on the same machine in the same minutes, before and
 after it. Of several repeats the table shows the smallest, the median and the largest. A claim is
 held or missed if every repeat says so and would still say so if it were off by half the range of
