@@ -43,16 +43,16 @@ def measure(*, quick: bool) -> Report:
         outside += not rank.lower - error <= true <= rank.upper + error
         half_width = max(rank.upper - rank.value, rank.value - rank.lower)
         ranks[kind].append(half_width / max(abs(rank.value - true), error))
-        return Report(
-            "bounds",
-            quick,
-            [
-                Figure("values outside their bound", "of all", [float(outside)], most=0.0),
-                *(Figure(f"singular values, {kind}", "", values[kind]) for kind in values),
-                *(Figure(f"effective rank, {kind}", "", ranks[kind]) for kind in ranks),
-            ],
-            raw={"matrices": len(pairs)},
-        )
+    return Report(
+        "bounds",
+        quick,
+        [
+            Figure("values outside their bound", "of all", [float(outside)], most=0.0),
+            *(Figure(f"singular values, {kind}", "", values[kind]) for kind in values),
+            *(Figure(f"effective rank, {kind}", "", ranks[kind]) for kind in ranks),
+        ],
+        raw={"matrices": len(pairs)},
+    )
 
 
 def _chosen(quick: bool) -> Iterator[tuple[str, Tensor]]:
