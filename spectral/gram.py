@@ -174,7 +174,7 @@ def eigenvalue_error(eigenvalues: Array, traces: Array, long_sides: Sequence[int
     the residual W^T W V - V Lambda of any set of computed eigenvectors V. The first term is forming
     the Gram (a theorem, g = `summation_error`); the second is the solver, measured for R = 2 to 64
     and eight kinds of spectra against 40 digits (values: at most 12.5 u lambda_1, where R u
-    lambda_1 would be too small below R = 9) and in 80-bit arithmetic (residuals, R up to 384).
+    lambda_1 would be too small below R = 9) and in 80-bit arithmetic (residuals, R up to 128).
 
     Args:
         eigenvalues: shape (B, R), descending.
