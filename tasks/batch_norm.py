@@ -107,7 +107,7 @@ def reestimate(
     for name in names:
         fresh[name].zero_()  # the first run has momentum 1, but 0 times a NaN is none
     data = program.data_of(TRAIN_SPLIT, streams)
-    slices = eval_slices(data)
+    slices = eval_slices(task, data)
     examples = next(iter(data.values())).shape[1]
     if len(slices) > 1 and examples - slices[-1].start == 1:
         slices[-2:] = [slice(slices[-2].start, examples)]

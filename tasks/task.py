@@ -68,9 +68,14 @@ class Task(ABC):
     version: ClassVar[int] = 1
     """Raised when the task's numbers change; part of a trial's identity."""
 
-    stackable: ClassVar[bool] = True
+    stackable: bool = True
     """Whether `loss` and `evaluate` run under `torch.vmap`. Not: recurrent layers, `nn.Transformer`
-    layers and CTC. Trials of a task that is not stackable are trained one after the other."""
+    layers and CTC. Trials of a task that is not stackable are trained one after the other. A task
+    whose models differ in this sets it in its constructor, from structural fields."""
+
+    eval_chunk: int = 4096
+    """Examples of a trial that `evaluate` is given at once; bounds its memory. A task with large
+    examples sets fewer, on the class or in its constructor, from structural fields."""
 
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
     """The names `eval_data` knows; they become subjects of the metrics."""
@@ -113,6 +118,17 @@ class Task(ABC):
         first = values[0][0] if isinstance(values[0], tuple) else values[0]
         dtype = torch.float64 if isinstance(first, float) else None
         return torch.tensor(values, dtype=dtype, device=device)
+
+    @classmethod
+    def missing(cls, config: Any) -> list[str]:
+        """What this machine lacks for trials of a configuration, such as a data set; by default
+        nothing.
+
+        Asked on the machine that launches a sweep, before anything is launched, and cheap: it looks
+        whether files are there, and does not read them. Each text says what is missing, how large
+        it is and what provides it.
+        """
+        return []
 
     @abstractmethod
     def build(self, streams: Streams) -> nn.Module:

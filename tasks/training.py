@@ -38,8 +38,6 @@ __all__ = [
     "train_step",
 ]
 
-EVAL_CHUNK = 4096  # examples per trial and forward pass in evaluate(); bounds its memory
-
 
 def make_streams(configs: Sequence[TrainingConfig], seeds: Sequence[int]) -> Streams:
     """The streams of a group: trial k draws from seeds[k] unless its `<stream>_seed` says else."""
@@ -227,17 +225,17 @@ def chosen(
     return [given[name] for name in own]
 
 
-def eval_slices(data: Batch) -> list[slice]:
+def eval_slices(task: Task, data: Batch) -> list[slice]:
     """The examples that go through the model together, in order."""
-    examples = next(iter(data.values())).shape[1]
-    return [slice(begin, begin + EVAL_CHUNK) for begin in range(0, examples, EVAL_CHUNK)]
+    examples, chunk = next(iter(data.values())).shape[1], task.eval_chunk
+    return [slice(begin, begin + chunk) for begin in range(0, examples, chunk)]
 
 
 def _summed(
     program: Program, parameters: list[Tensor], buffers: list[Tensor], data: Batch
 ) -> dict[str, tuple[Tensor, Tensor]]:
     sums: dict[str, tuple[Tensor, Tensor]] = {}
-    for some in eval_slices(data):
+    for some in eval_slices(program.task, data):
         found = program.evaluate(parameters, buffers, {n: t[:, some] for n, t in data.items()})
         for metric, (total, weight) in found.items():
             before = sums.get(metric, (0.0, 0.0))

@@ -134,7 +134,7 @@ def slow_statistics(parameters, inputs, k):
 @pytest.mark.parametrize("task_class", [DeepLine, LoopedDeepLine])
 def test_statistics_are_plain_averages_over_the_slices(task_class, size, monkeypatch):
     """1e-12 in float64: slices of 4, 4 and 2 of the ten training examples, in order."""
-    monkeypatch.setattr("tasks.training.EVAL_CHUNK", 4)
+    monkeypatch.setattr("tasks.task.Task.eval_chunk", 4)
     task, model, state, streams = group(task_class, size)
     parameters = others(state)
 
@@ -182,7 +182,7 @@ def test_a_full_split_takes_as_many_passes_as_its_evaluation(task_class):
 @pytest.mark.parametrize("task_class", [TwiceLine, LoopedTwiceLine])
 def test_a_layer_in_two_places_averages_over_both(task_class, monkeypatch):
     """Two slices make four runs of it, each with a quarter of the weight."""
-    monkeypatch.setattr("tasks.training.EVAL_CHUNK", 5)
+    monkeypatch.setattr("tasks.task.Task.eval_chunk", 5)
     task, model, state, streams = group(task_class)
 
     buffers = reestimate(task, model, state, streams, state.parameters)
@@ -202,7 +202,7 @@ def test_a_layer_in_two_places_averages_over_both(task_class, monkeypatch):
 @pytest.mark.parametrize("task_class", [DeepLine, LoopedDeepLine])
 def test_a_single_last_example_joins_the_slice_before(task_class, monkeypatch):
     """It has no variance of its own: nine examples are slices of 4 and 5."""
-    monkeypatch.setattr("tasks.training.EVAL_CHUNK", 4)
+    monkeypatch.setattr("tasks.task.Task.eval_chunk", 4)
     task, model, state, streams = group(task_class, examples=9)
 
     buffers = reestimate(task, model, state, streams, state.parameters)
@@ -277,7 +277,7 @@ def test_model_and_state_are_as_before(task_class, mixed):
 @pytest.mark.parametrize("task_class", [DeepLine, LoopedDeepLine])
 def test_an_error_in_the_tasks_code_leaves_everything_as_before(task_class, monkeypatch):
     """It comes on the second slice, after BatchNorm has run."""
-    monkeypatch.setattr("tasks.training.EVAL_CHUNK", 6)
+    monkeypatch.setattr("tasks.task.Task.eval_chunk", 6)
 
     class Broken(task_class):
         def evaluate(self, forward, data):

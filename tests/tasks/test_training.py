@@ -252,11 +252,11 @@ def test_metrics_are_means_over_the_split():
         assert values.dtype == torch.float64
 
 
-def test_metrics_do_not_depend_on_how_the_examples_are_sliced(monkeypatch):
+def test_metrics_do_not_depend_on_how_the_examples_are_sliced():
     """Sums and weights are added over slices and divided once; the last slice is shorter."""
     task, streams, model, state = trained(Line, {"examples": 10, "precision": "float64"})
     whole = evaluate(task, model, state, streams)
-    monkeypatch.setattr("tasks.training.EVAL_CHUNK", 4)
+    task.eval_chunk = 4
     sliced = evaluate(task, model, state, streams)
 
     for key, value in whole.items():
