@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from spectral import Coupling, CouplingEnd, MatrixView, discover
 from tasks.models.transformer import Transformer
-from tasks.modular_addition import attention_couplings, attention_views
+from tasks.transformer_matrices import attention_couplings, attention_views
 from tasks.random import Streams
 
 KINDS = ("initial", "collapsed", "power law")

@@ -121,8 +121,9 @@ class Task(ABC):
 
     @classmethod
     def missing(cls, config: Any) -> list[str]:
-        """What this machine lacks for trials of a configuration, such as a data set; by default
-        nothing.
+        """What this machine lacks for trials of a configuration, such as a data set.
+
+        By default nothing.
 
         Asked on the machine that launches a sweep, before anything is launched, and cheap: it looks
         whether files are there, and does not read them. Each text says what is missing, how large

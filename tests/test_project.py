@@ -35,11 +35,17 @@ HOMES = {
         "orchestrator.options",
     },
     "rich": {"orchestrator.display", "orchestrator.loading", "orchestrator.options"},
+    "datasets": {"tasks.data"},
+    "librosa": {"tasks.audio"},
+    "soundfile": {"tasks.audio"},
+    "tokenizers": {"tasks.text"},
+    "sklearn": {"tasks.images"},
 }
+READERS = {"datasets", "librosa", "soundfile", "tokenizers", "sklearn", "pyarrow.parquet"}
 # What the packages may import beyond the standard library.
 ALLOWED = {
     "spectral": {"spectral", "torch", "numpy", "scipy"},
-    "tasks": {"tasks", "torch", "pydantic", "pydantic_core", "spectral.views"},
+    "tasks": {"tasks", "torch", "numpy", "pydantic", "pydantic_core", "spectral.views", *READERS},
 }
 
 
