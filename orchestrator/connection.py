@@ -28,6 +28,9 @@ from orchestrator.errors import ClusterError, SpectralSweepsError, UserError
 ALIVE_SECONDS = 10.0
 """For so long it is believed whether a node is alive."""
 
+JOIN_ATTEMPTS = 3
+"""How often a cluster is asked to take us in that has answered, and then broken off."""
+
 ASK_SECONDS = 120.0
 """For the nodes to unpack the code and answer; a node that takes longer is reported as silent."""
 
@@ -172,17 +175,21 @@ def join(address: str, *, runtime_env: Mapping[str, Any] | None = None) -> Conne
     """
     target = addresses.resolve(address)
     addresses.probe(address, target)
-    try:
-        with signals.kept():
-            ray.init(
-                address=target,
-                runtime_env=dict(runtime_env) if runtime_env else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except (ray.exceptions.RayError, OSError, ValueError, RuntimeError, TypeError) as error:
-        ray.shutdown()
-        raise _refused(address, error) from error
+    for attempt in range(1, JOIN_ATTEMPTS + 1):
+        try:
+            with signals.kept():
+                ray.init(
+                    address=target,
+                    runtime_env=dict(runtime_env) if runtime_env else None,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            break
+        except (ray.exceptions.RayError, OSError, ValueError, RuntimeError, TypeError) as error:
+            ray.shutdown()
+            # For each client the head starts a process, and a busy one may not be quick enough.
+            if attempt == JOIN_ATTEMPTS or not isinstance(error, ConnectionError):
+                raise _refused(address, error) from error
     return Connection(target, None)
 
 

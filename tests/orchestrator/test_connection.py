@@ -171,7 +171,7 @@ try:
     with site.enter(load("toy.yaml"), ADDRESS, limit=1, tracked=False):
         pass
 except site.SweepError as error:
-    print(error)
+    print(error, flush=True)
 """
 
 
@@ -188,6 +188,7 @@ def test_what_differs_between_the_nodes_is_refused_all_at_once(ray: Cluster, fol
     )
 
     lines = done.stdout.splitlines()
+    assert lines, (done.returncode, done.stderr)
     assert lines[0] == f"toy.yaml on the cluster at {ray.client}: 2 problems", done.stderr
     assert lines[1].startswith("  ray: 2.59.0 here, 2.60.0 on ")
     assert lines[2].startswith("  torch: 2.12.1 here, 2.13.0 on ")
