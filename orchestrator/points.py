@@ -210,8 +210,8 @@ class _Expander:
             self.problems.add(places[later], f"the same trial twice: {what}{also}")
         shortest = min(self.lengths, default=0)
         for schedule in self.expansion.schedules:
-            if schedule.kind == "at" and schedule.place is not None and self.lengths:
-                for node in schedule.place.value:
+            if schedule.at_place is not None and self.lengths:
+                for node in schedule.at_place.value:
                     if type(node.value) is int and node.value > shortest:
                         message = f"step {node.value} is after the last step, {shortest}"
                         self.problems.add(node, message)

@@ -61,7 +61,7 @@ def test_every_option_is_read() -> None:
         residual=True,
         fractions=(0.25, 0.9),
         exempt_last=False,
-        pruned=Schedule("every", 500),
+        pruned=Schedule(every=500),
         keep="final",
         workspace=256_000_000,
     )
@@ -312,7 +312,6 @@ expected a number of bytes >= 1, or one with a unit of kB, MB, GB, MiB or GiB, l
 === schedules of pruning
 measure: {groups: [pruned], pruned: {every: 5, at: [1], evry: 1}}
 =>
-expected one of every: N, log_spaced: N and at: [steps], got every and at  @ line 3, column 37, $.measure.pruned
 unknown field 'evry' (did you mean every?): one of fractions, last, every, log_spaced, at  @ line 3, column 57, $.measure.pruned.evry
 
 === steps of pruning

@@ -157,6 +157,7 @@ def test_negative_zero_is_zero(folder: Path) -> None:
         ("{log_spaced: 4}", 1000, (0, 1, 10, 100, 1000)),
         ("{log_spaced: 40}", 3, (0, 1, 2, 3)),
         ("{log_spaced: 2}", 1, (0, 1)),
+        ("{every: 400, log_spaced: 4, at: [5]}", 1000, (0, 1, 5, 10, 100, 400, 800, 1000)),
     ],
 )
 def test_steps_of_snapshots(
@@ -542,7 +543,7 @@ def test_every_sweep_file_loads_and_fits_the_schema(path: Path) -> None:
         "measure: {workspace: 1 TB}",
         "measure: {groups: [pruned], pruned: {fractions: [1.0]}}",
         "snapshots: {evry: 1}",
-        "snapshots: {every: 1, at: [1]}",
+        "snapshots: {}",
         "seeds: 0",
         "tracking: off",
         "resources: {gpu: 1}",
