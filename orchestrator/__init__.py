@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrator.driver import run_sweep
+    from orchestrator.recorder import Recorder
     from orchestrator.results import Results
     from orchestrator.sweep import Sweep, Trial, load, parse
     from orchestrator.trial import run_group
 
-__all__ = ["Results", "Sweep", "Trial", "load", "parse", "run_group", "run_sweep"]
+__all__ = ["Recorder", "Results", "Sweep", "Trial", "load", "parse", "run_group", "run_sweep"]
 
 _HOMES = {
+    "Recorder": "recorder",
     "Results": "results",
     "Sweep": "sweep",
     "Trial": "sweep",

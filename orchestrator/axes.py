@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.nodes import Node, Problems, nearest, show
+from orchestrator.nodes import Node, Problems, comparable, nearest, show
 from orchestrator.sweep_schema import FIELDS
 
 AXES = "a mapping of parameters to lists of values"
@@ -54,6 +54,19 @@ class Parameters:
     blocks: list[Block]
     axes: tuple[str, ...]
     exclude: list[Node]
+
+    def named(self, parameter: str) -> dict[Any, Node]:
+        """Every value of a parameter that the file names, as `nodes.comparable`, and its place."""
+        found = {}
+        if (node := self.base.value.get(parameter)) is not None:
+            found[comparable(node.plain)] = node
+        for block in self.blocks:
+            for axis in block.axes:
+                if parameter in axis.names:
+                    at = axis.names.index(parameter)
+                    for row in axis.rows:
+                        found.setdefault(comparable(row[at].plain), row[at])
+        return found
 
 
 def read_parameters(root: Node, task: type[Any] | None, problems: Problems) -> Parameters:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from orchestrator import commands_cluster, commands_tracking
+from orchestrator import commands_cluster, commands_report, commands_tasks, commands_tracking
 from orchestrator.environment import DETERMINISM
 from orchestrator.errors import SpectralSweepsError, SweepError, UserError
 from orchestrator.options import (
@@ -252,9 +252,12 @@ def plan(file: File, set_: Set = None, as_json: Json = False) -> None:
         ("made by other task code", str(found.changed)),
         ("at once", f"{found.workers} on {found.device}"),
         ("time", estimate),
+        *([("data sets", found.data)] if found.data else []),
         ("results", found.root),
     ]
     out.print(facts([*rows, *vectors_on_disk(found)]))
+    for text in found.missing:
+        out.print(f"missing: {text}", markup=False)
 
 
 @app.command()
@@ -370,18 +373,6 @@ def schema() -> None:
     print_json(make())
 
 
-@app.command()
-def tasks(name: Annotated[str | None, typer.Argument(help="One task, in detail.")] = None) -> None:
-    """List the tasks, or the parameters of one with their defaults and meaning."""
-    from orchestrator import loading
-
-    if name is None:
-        for task, where in loading.available_tasks().items():
-            out.print(f"{task:<24} {where}", markup=False)
-        return
-    out.print(loading.describe_task(name))
-
-
 def _results(target: str, scope: str) -> Results:
     from orchestrator import loading
     from orchestrator.results import Results
@@ -401,7 +392,12 @@ def _resume_command() -> str:
     return shlex.join(words)
 
 
-for command in (*commands_tracking.COMMANDS, *commands_cluster.COMMANDS):
+for command in (
+    *commands_tasks.COMMANDS,
+    *commands_tracking.COMMANDS,
+    *commands_report.COMMANDS,
+    *commands_cluster.COMMANDS,
+):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from orchestrator.errors import UserError
 from orchestrator.options import Target, out
 
 
@@ -20,10 +21,16 @@ def track(
     from orchestrator.tracking import project
 
     store = loading.open_store(target)
-    summaries.ensure(store)
+    refused = None
+    try:
+        summaries.ensure(store)
+    except UserError as error:  # trials that cannot be averaged can be shown one by one
+        refused = error
     named, experiment = loading.tracking(store)
     projection = project(store, uri=uri or named, experiment=experiment)
     out.print(str(projection), markup=False)
+    if refused is not None:
+        raise refused
 
 
 def ui(

@@ -25,6 +25,7 @@ from orchestrator.shipping import Shipment
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep, Trial
 from orchestrator.trial import Context
+from tasks import data
 
 __all__ = ["Observer", "Options", "Outcome", "Projector", "run_sweep"]
 
@@ -87,7 +88,7 @@ def run_sweep(
     options = options or Options()
     observer = observer or _Nobody()
     check_owner(sweep)
-    preflight.refuse(sweep)
+    preflight.refuse(sweep, launch=options.only, here=options.address is None)
     source_hash = tasks.source_hash(sweep.task_class)
     rerun = _rerun(sweep, options, source_hash)
     began = time.monotonic()
@@ -120,6 +121,9 @@ def run_sweep(
             live=projector is not None,
             facts=json.dumps({**git, "task_source": source_hash}, sort_keys=True),
             task=place.task if place else sweep.task,
+            # Said in full to workers on this machine, which work in another folder; those of a
+            # cluster know best where their data lie.
+            data=(sweep.data or "") if place else str(data.folder().absolute()),
         )
         run = Dispatch(
             sweep, session, observer, only=options.only, retry_failed=options.retry_failed

@@ -3,6 +3,7 @@
     SpectralSweepsError            root; `exit_code` is what the command line ends with
     ├── UserError          2       the user's mistake, nothing was launched
     │   ├── SweepError             a sweep file, its overrides or a selection: every problem at once
+    │   │   └── RecordError        likewise of what a Recorder was given
     │   ├── IncomparableTrialsError  trials whose rows cannot be compared
     │   ├── StoreBusyError         another driver is at work on this store
     │   └── QueryError             SQL that does not parse, or that reaches outside the store
@@ -73,6 +74,10 @@ class SweepError(UserError):
 
     def __reduce__(self) -> tuple[type[SweepError], tuple[str, tuple[Problem, ...]]]:
         return type(self), (self.source, self.problems)
+
+
+class RecordError(SweepError):
+    """What a Recorder was given cannot be recorded, or is recorded already."""
 
 
 class IncomparableTrialsError(UserError, ValueError):

@@ -7,9 +7,10 @@ every problem of the file.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.axes import Parameters, read_parameters
@@ -44,7 +45,8 @@ class Tracking:
 class Fields:
     """What the file says, defaults filled in; of use only if nothing was reported.
 
-    `parameters` still holds nodes, whose values `orchestrator.points.expand` checks.
+    `parameters` still holds nodes, whose values `orchestrator.points.expand` checks. `places` are
+    the nodes of the fields that are there.
     """
 
     name: str
@@ -58,7 +60,9 @@ class Fields:
     resources: Resources
     tracking: Tracking
     storage: str
+    data: str | None
     checkpoint_seconds: float
+    places: Mapping[str, Node]
 
 
 def read_fields(root: Node, folder: Path, problems: Problems) -> Fields:
@@ -78,13 +82,15 @@ def read_fields(root: Node, folder: Path, problems: Problems) -> Fields:
         task=task,
         parameters=read_parameters(root, task, problems),
         seeds=reader.seeds(),
-        snapshots=reader.schedule("snapshots") or Schedule("log_spaced", 40),
+        snapshots=reader.schedule("snapshots") or Schedule(log_spaced=40),
         evaluations=reader.schedule("evaluations"),
         measure=reader.measure(),
         resources=reader.resources(),
         tracking=reader.tracking(),
         storage=reader.storage(),
+        data=reader.data(task),
         checkpoint_seconds=reader.checkpoint_seconds(),
+        places=root.value,
     )
 
 
@@ -148,15 +154,30 @@ class _Reader:
 
     def storage(self) -> str:
         """An absolute path."""
-        node = self.root.entry("storage")
+        return self.folder_at("storage") or str(Path("results").absolute())
+
+    def data(self, task: type[Any] | None) -> str | None:
+        """An absolute path, or None where the file leaves it to the environment."""
+        node = self.root.entry("data")
+        parameter = task.Config.model_fields.get("data") if task is not None else None
+        if node is not None and parameter is not None:
+            if node.value in get_args(parameter.annotation):
+                message = f"{show(node.value)} is a data set, not the folder that holds it: write "
+                self.problems.add(node, f"{message}base: {{data: {node.value}}}")
+                return None
+        return self.folder_at("data")
+
+    def folder_at(self, field: str) -> str | None:
+        """The absolute path of a folder; None, and a problem, if there stands something else."""
+        node = self.root.entry(field)
         if node is None or (text := self.problems.text(node, "a folder")) is None:
-            return str(Path("results").absolute())
+            return None
         if scheme := re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text):
             parts = urlsplit(text)
             if scheme[1].lower() != "file" or parts.netloc not in ("", "localhost"):
                 message = f"object storage is not available yet; use a folder, got {show(text)}"
                 self.problems.add(node, message)
-                return ""
+                return None
             text = unquote(parts.path)
         return str(self.at_home(node, text).absolute())
 

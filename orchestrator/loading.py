@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -152,36 +151,44 @@ def final_tables(results: Results) -> Iterator[Table]:
         yield grid(title, header, [[cell.replace("[", "\\[") for cell in row] for row in rows])
 
 
-def available_tasks() -> dict[str, str]:
-    """Registered tasks and those of installed packages: name -> module:class."""
-    import tasks
+def list_tasks() -> Table:
+    """Registered tasks and those of installed packages, with what each is; without markup."""
+    from orchestrator import catalogue
+    from orchestrator.display import facts
 
-    return tasks.available()
+    rows = [(name, f"{about}\n{where}") for name, about, where in catalogue.listing()]
+    return facts(rows)
 
 
-def describe_task(name: str) -> Table:
-    """Parameters of a task with type, default and meaning.
+def describe_task(name: str) -> Iterator[Table | str]:
+    """What a task is, its own parameters and those that all tasks share; without markup.
 
     Raises:
         UserError: there is no such task.
     """
     import tasks
+    from orchestrator import catalogue
 
     try:
         task_class = tasks.resolve(name)
     except tasks.TaskError as error:
         raise UserError(str(error)) from error
-    table = Table(
-        title=f"{name} (version {task_class.version})",
-        title_justify="left",
-        header_style="bold",
-        box=rich.box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.add_column("parameter", no_wrap=True)
-    table.add_column("default", no_wrap=True)
-    table.add_column("meaning")
-    for field_name, field in task_class.Config.model_fields.items():
-        default = "required" if field.is_required() else json.dumps(field.default)
-        table.add_row(field_name, default.replace("[", "\\["), field.description or "")
-    return table
+    yield catalogue.heading(name, task_class)
+    own, shared = catalogue.parameters(task_class)
+    for title, rows in (("its own parameters", own), ("shared by all tasks", shared)):
+        table = Table(
+            title=title,
+            title_justify="left",
+            title_style="bold",
+            header_style="bold",
+            box=rich.box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        table.add_column("parameter", no_wrap=True)
+        table.add_column("default", overflow="fold", max_width=20)
+        table.add_column("meaning")
+        for row in rows:
+            table.add_row(row.name, row.default, row.meaning)
+        if rows:
+            yield table
+    yield "* may differ between trials that are trained together"

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import resource
@@ -41,6 +42,10 @@ class Question:
             `orchestrator.node_storage.marked`.
         token: that file's content.
         torch: where there are GPUs, also count those that torch sees; takes seconds.
+        task: reference of a task whose data are looked for; empty leaves them out. Takes seconds,
+            and an answer only where torch and pydantic are installed already.
+        configurations: parameters as JSON that are asked about.
+        data: the folder of data sets; None: as the environment there says.
     """
 
     requirements: tuple[tuple[str, str], ...] = ()
@@ -48,6 +53,9 @@ class Question:
     marker: str | None = None
     token: str = ""
     torch: bool = False
+    task: str = ""
+    configurations: tuple[str, ...] = ()
+    data: str | None = None
 
 
 def inspect(question: Question) -> dict[str, Any]:
@@ -57,8 +65,9 @@ def inspect(question: Question) -> dict[str, Any]:
         host, ip, pid, python, versions {distribution: version or None}, clock (seconds since 1970),
         storage (see `node_storage.storage`; None without a folder), gpus (see `node_gpus.gpus`),
         gpu_error (what nvidia-smi said, if it failed), cuda (see `node_gpus.cuda`; None unless
-        asked), packages {name: file}, machine (see `_machine`), errors (a line for each part that
-        could not be found out).
+        asked), packages {name: file}, machine (see `_machine`), data (what is missing -> index of
+        the first configuration that needs it; None if unasked or unknown), errors (a line for each
+        part that could not be found out).
     """
     errors: list[str] = []
 
@@ -87,6 +96,7 @@ def inspect(question: Question) -> dict[str, Any]:
         "cuda": known("cuda", cuda) if question.torch and found else None,
         "packages": {name: known(name, functools.partial(_file, name)) for name in _PACKAGES},
         "machine": known("machine", _machine, {}),
+        "data": known("data", functools.partial(_lacking, question)) if question.task else None,
         "errors": errors,
         "clock": time.time(),
     }
@@ -211,6 +221,18 @@ def _file(package: str) -> str | None:
         return None
     # A folder without __init__.py has no file of its own.
     return spec.origin or next(iter(spec.submodule_search_locations or ()), None)
+
+
+def _lacking(question: Question) -> dict[str, int]:
+    from orchestrator import preflight  # here: it loads torch, which a node may not have
+    from tasks import data, resolve
+
+    data.use(question.data)
+    task, found = resolve(question.task), dict[str, int]()
+    for index, params in enumerate(question.configurations):
+        for text in preflight.said(task, json.loads(params)):
+            found.setdefault(text, index)
+    return found
 
 
 def _ip() -> str:

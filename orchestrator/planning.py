@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from orchestrator import checkpoints
 from orchestrator.errors import SweepError
+from orchestrator.nodes import Problems
 from orchestrator.placement import Placement, count_of, place
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep
@@ -167,6 +168,8 @@ class Plan:
         kept_bytes: singular vectors that stay, of one trial at most; None likewise.
         kept_bytes_total: of all trials of the file.
         model_failure: what the first model that cannot be built fails with.
+        data: the folder of real data sets, if the file names it.
+        missing: what this machine lacks for the trials; `run` refuses to launch any here.
     """
 
     name: str
@@ -188,6 +191,8 @@ class Plan:
     kept_bytes: int | None
     kept_bytes_total: int | None
     model_failure: str = ""
+    data: str | None = None
+    missing: tuple[str, ...] = ()
 
 
 def plan(sweep: Sweep, source_hash: str) -> Plan:
@@ -201,6 +206,9 @@ def plan(sweep: Sweep, source_hash: str) -> Plan:
 
     inspection = preflight.refuse(sweep)
     space = inspection.space()
+    absent = Problems()
+    for text, where in preflight.lacking(sweep):
+        absent.add(where, text)
     placed = placement(sweep)
     device, workers = placed.device, placed.workers
     own = [trial.trial_id for trial in sweep.trials()]
@@ -237,6 +245,8 @@ def plan(sweep: Sweep, source_hash: str) -> Plan:
         kept_bytes=None if space is None else space.kept,
         kept_bytes_total=None if space is None else space.kept_total,
         model_failure=inspection.failure,
+        data=sweep.data,
+        missing=tuple(map(str, absent)),
     )
 
 
@@ -253,9 +263,12 @@ def _estimate(
         total = max(mean, mean * len(left) / workers)
         return total, f"mean wall time of {_trials(len(seconds))} in this store"
     from orchestrator.probe import probe
+    from tasks.data import MissingDataError
 
     try:
         cost = probe(left[0], threads=sweep.resources.cpus, device=device)
+    except MissingDataError:
+        return None, f"the data of {left[0].label(sweep.axes)} are missing"
     except Exception as error:  # the task's own code; `sweep run` will show it in full
         return None, f"the probe of a trial failed: {type(error).__name__}: {error}"
     each = [cost.of(trial) for trial in left]

@@ -1,29 +1,34 @@
-"""The models of a sweep, looked at before anything is launched: can they be measured as asked?
+"""A sweep before anything is launched: can its models be measured as asked, are its data there?
 
 Each structurally distinct model is built once, without numbers in it if the task's code allows that
 (torch's device "meta"), so that its size costs no time. What fails for other reasons than the
-measurements is left to the trials, which report it with a traceback.
+measurements is left to the trials, which report it with a traceback. What the machine lacks for a
+configuration, the task says itself (`Task.missing`).
 """
 
 from __future__ import annotations
 
 import difflib
 import itertools
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator import factors
-from orchestrator.expansion import Trial, assignment, canonical
+from orchestrator.expansion import assignment, canonical
 from orchestrator.inspection import Model, inspect, option_of
 from orchestrator.measure import Measure
-from orchestrator.nodes import Problems
-from orchestrator.sweep import Sweep
-from tasks import TrainingConfig
+from orchestrator.nodes import Node, Problems
+from orchestrator.sweep import Sweep, Trial
+from tasks import Task, TaskError, TrainingConfig, data
 from tasks.config import structural_fields
 
 MOST_MODELS = 8
 """Models that are built at most; of more, the smallest."""
+MOST_ASKED = 1000
+"""Configurations that are asked about at most what the machine lacks for them."""
 _LISTED = 10  # names in a message
 
 Found = tuple[str, str]
@@ -66,8 +71,15 @@ def check_measure(sweep: Sweep) -> list[str]:
     return [message for message, _ in Inspection(sweep).problems]
 
 
-def refuse(sweep: Sweep) -> Inspection:
+def refuse(
+    sweep: Sweep, *, launch: Sequence[Trial] | None = None, here: bool = False
+) -> Inspection:
     """Look at the models, and raise what `check_measure` finds.
+
+    Args:
+        sweep: a validated sweep.
+        launch: the trials that are to be launched; None: all.
+        here: they are to run on this machine, so raise what `lacking` finds too.
 
     Raises:
         SweepError: all of it, with its places in the file.
@@ -76,8 +88,64 @@ def refuse(sweep: Sweep) -> Inspection:
     problems = Problems()
     for message, option in found.problems:
         problems.add(sweep.measure.places.get(option), message)
+    for message, place in lacking(sweep, launch) if here else ():
+        problems.add(place, message)
     problems.check(sweep.source)
     return found
+
+
+def lacking(sweep: Sweep, launch: Sequence[Trial] | None = None) -> list[tuple[str, Node | None]]:
+    """What this machine lacks for the trials, each text once, and the place in the file.
+
+    That is the value of the parameter `data` that needs it, or the task where the file names none.
+
+    Args:
+        sweep: a validated sweep.
+        launch: ask for these trials only; None: for all.
+    """
+    data.use(sweep.data)
+    found: dict[str, Node | None] = {}
+    for trial in asking(sweep, launch):
+        for text in said(sweep.task_class, trial.params):
+            found.setdefault(text, place_of(sweep, trial))
+    return [*found.items()]
+
+
+def asking(sweep: Sweep, launch: Sequence[Trial] | None = None) -> list[Trial]:
+    """Trials that differ in structural parameters, one of each kind; none if the task needs none.
+
+    Args:
+        sweep: a validated sweep.
+        launch: choose among these; None: among all.
+    """
+    inherited = getattr(Task.missing, "__func__", None)
+    if getattr(sweep.task_class.missing, "__func__", None) is inherited:
+        return []
+    fields = structural_fields(sweep.task_class.Config)
+    found: dict[str, Trial] = {}
+    # the first seed's trials are one of each configuration
+    every = itertools.islice(sweep.trials(), sweep.num_configurations)
+    for trial in every if launch is None else launch:
+        found.setdefault(canonical([trial.params[name] for name in fields]), trial)
+    return [*found.values()][:MOST_ASKED]
+
+
+def said(task_class: type[Task], params: Mapping[str, Any]) -> list[str]:
+    """What a task says is missing on this machine for a configuration.
+
+    A task whose code raises instead has said that.
+    """
+    try:
+        config = task_class.Config.model_validate_json(json.dumps(dict(params)), strict=True)
+        return [str(text) for text in task_class.missing(config)]
+    except Exception as error:  # a class of the user's
+        what = str(error) if isinstance(error, TaskError) else repr(error)
+        return [f"task {task_class.name} cannot tell whether its data are here: {what}"]
+
+
+def place_of(sweep: Sweep, trial: Trial) -> Node | None:
+    """Where a sweep's file chooses the data of a trial."""
+    return sweep.place("task", "data", trial.params.get("data"))
 
 
 class Inspection:
@@ -88,6 +156,7 @@ class Inspection:
     """
 
     def __init__(self, sweep: Sweep) -> None:
+        data.use(sweep.data)
         self.sweep = sweep
         self.measure = sweep.measure
         needing = {"operator", "pruned"}.intersection(sweep.measure.groups)

@@ -42,6 +42,7 @@ from orchestrator.schemas import TABLES, TRIALS, read_parquet
 from orchestrator.store import Store
 
 if TYPE_CHECKING:
+    from orchestrator.figures import Plots
     from orchestrator.query import Source
 
 TRENDS_FILE = "trends.parquet"
@@ -253,6 +254,13 @@ class Results:
     def has_trends(self) -> bool:
         """Whether trends had been computed at `open`."""
         return self._trends is not None
+
+    @property
+    def plot(self) -> Plots:
+        """Figures of these results, each onto matplotlib axes: `orchestrator.figures.Plots`."""
+        from orchestrator.figures import Plots
+
+        return Plots(self)
 
     def sql(
         self,

@@ -15,13 +15,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import checkpoints, factors, files, node_storage
 from orchestrator.errors import StoreError, SweepError
 from orchestrator.schemas import FORMAT_VERSION, commit_table, seal
 from orchestrator.store import Store
-from orchestrator.sweep import Sweep
+
+if TYPE_CHECKING:
+    from orchestrator.sweep import Sweep  # not at run time: a Recorder reads no YAML
 
 
 class Session:
@@ -63,7 +65,7 @@ class Session:
             session = cls(store, lock, 0)
             # Before the fence: what is run again must not continue from what it replaces.
             session.discard_working_files(rerun)
-            session.epoch = _claim_epoch(store, version, frozenset(rerun))
+            session.epoch = claim_epoch(store, version, frozenset(rerun))
             return session
         except BaseException:
             lock.release()
@@ -139,7 +141,8 @@ def check_owner(sweep: Sweep) -> None:
     """Refuse a results folder that holds something else.
 
     Raises:
-        SweepError: the folder belongs to a sweep of another task, or is not a results folder.
+        SweepError: the folder belongs to a sweep of another task or to recorders, or is not a
+            results folder.
     """
     root = sweep.root
     if not root.exists():
@@ -155,6 +158,11 @@ def check_owner(sweep: Sweep) -> None:
             )
         return
     records = Store.open(root).sweeps()
+    if records and records[-1].announced is not None:
+        raise SweepError(
+            sweep.source,
+            [f"{root} holds trials that a Recorder recorded; choose another name or storage"],
+        )
     if records and records[-1].task != sweep.task_name:
         raise SweepError(
             sweep.source,
@@ -196,7 +204,20 @@ def _accept(store: Store, sweep: Sweep) -> int:
     return n
 
 
-def _claim_epoch(store: Store, sweep_version: int, rerun: frozenset[str]) -> int:
+def claim_epoch(store: Store, sweep_version: int, rerun: frozenset[str]) -> int:
+    """Begin the next epoch, which counts what earlier ones have committed so far.
+
+    Args:
+        store: held by the caller's lock.
+        sweep_version: the newest, which is in force from here on.
+        rerun: trials whose earlier results no longer count.
+
+    Returns:
+        Its number.
+
+    Raises:
+        StoreError: the storage refuses.
+    """
     while True:
         epochs = store.epochs()
         n = epochs[-1].n + 1 if epochs else 1

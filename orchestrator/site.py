@@ -6,6 +6,8 @@ with site.enter(sweep, "ray://head:10001", tracked=True) as place: ...
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import node, node_storage, shipping
+from orchestrator import node, node_storage, preflight, shipping
 from orchestrator.errors import Problem, SweepError
 from orchestrator.mlflow_access import refuse_local_database
+from orchestrator.nodes import Problems
 from orchestrator.placement import Placement, place
 from orchestrator.shipping import Shipment
 from orchestrator.staging import CREDENTIALS
@@ -90,6 +93,13 @@ def enter(
                 problems += error.problems
         answers = _ask(connection, sweep, shipment, message)
         problems += _problems(answers, sweep, shipment)
+        room = {each.node_id: each.resources.get("CPU", 0.0) for each in nodes}
+        absent, notes = lacking(
+            answers[:-1], sweep, lambda facts: room[facts["node_id"]] >= sweep.resources.cpus
+        )
+        problems += absent
+        for line in notes:
+            message(line)
         if problems:
             raise SweepError(f"{sweep.source} on the cluster at {address}", problems)
         answers = node.answering(answers)
@@ -105,8 +115,8 @@ def enter(
                 "no node has a GPU now, so trials run on CPUs; if GPU nodes are to come, say so "
                 "with --set resources.gpus=1"
             )
-        lacking = {name for facts in answers for name in node.missing(facts)}
-        wanted = [(n, version) for n, version in shipment.requirements if n in lacking]
+        uninstalled = {name for facts in answers for name in node.missing(facts)}
+        wanted = [(n, version) for n, version in shipment.requirements if n in uninstalled]
         install: dict[str, Any] = {"pip": shipping.installable(wanted)} if wanted else {}
         # A job's variables are inherited, and Ray writes them to its logs on every node.
         if hidden := _hidden():
@@ -127,18 +137,62 @@ def _ask(
 
     try:
         with node_storage.marked(sweep.root) as (marker, token):
-            question = node.Question(shipment.requirements, str(sweep.root), marker, token)
+            here = node.Question(shipment.requirements, str(sweep.root), marker, token)
+            data = about_data(sweep, shipment.task)
+            question = dataclasses.replace(
+                here, task=data.task, configurations=data.configurations, data=data.data
+            )
             with ray_errors("ask the nodes"):
                 answers = connection.ask(question, variables=_hidden())
             node_storage.confirm(sweep.root, answers)
-            here = node.inspect(question)
+            own = node.inspect(here)  # whether the data are on this machine too does not matter
     except OSError as error:
         problem = f"results cannot be written to {sweep.root}: {error.strerror or error}; choose "
         raise SweepError(sweep.source, [problem + "another storage folder"]) from error
     for facts in answers:
         if "silent" in facts:
             message(f"node {node.where(facts)} has not answered: {facts['silent']}")
-    return [*answers, here]
+    return [*answers, own]
+
+
+def about_data(sweep: Sweep, task: str) -> node.Question:
+    """What a node is asked about a sweep's data; nothing if its task needs none.
+
+    Args:
+        sweep: a validated sweep.
+        task: the reference by which a node finds the task.
+    """
+    trials = preflight.asking(sweep)
+    configurations = tuple(json.dumps(dict(trial.params)) for trial in trials)
+    return node.Question(
+        task=task if trials else "", configurations=configurations, data=sweep.data
+    )
+
+
+def lacking(
+    nodes: Sequence[dict[str, Any]], sweep: Sweep, fits: Callable[[dict[str, Any]], bool]
+) -> tuple[list[Problem], list[str]]:
+    """Data that no node has, and what is to be said of those that only some have.
+
+    Args:
+        nodes: facts of the nodes, from the question of `about_data`.
+        sweep: that was asked about.
+        fits: whether a trial may run on a node; the others are left out.
+    """
+    known = [facts for facts in node.answering(nodes) if facts["data"] is not None and fits(facts)]
+    without: dict[str, list[dict[str, Any]]] = {}
+    for facts in known:
+        for text in facts["data"]:
+            without.setdefault(text, []).append(facts)
+    problems, notes = Problems(), []
+    for text, there in without.items():
+        if len(there) == len(known):
+            trial = preflight.asking(sweep)[there[0]["data"][text]]
+            problems.add(preflight.place_of(sweep, trial), f"{node.places(there)}: {text}")
+        else:
+            where = node.places(there)
+            notes.append(f"trials fail on {where}, where something is missing: {text}")
+    return [*problems], notes
 
 
 def _hidden() -> dict[str, str]:

@@ -46,6 +46,7 @@ def stage(sweep: Sweep, folder: Path) -> Mapping[str, Any]:
         "base": str(sweep.base),
         "overrides": list(sweep.overrides),
         "storage": sweep.storage,
+        "data": sweep.data,
         "git": environment.git_facts(sweep.base),
         "task": shipment.task,
         "requirements": shipment.requirements,
@@ -66,10 +67,12 @@ def load(origin: Mapping[str, Any]) -> Sweep:
         origin: the content of `ORIGIN`; the working directory is the folder that was sent along.
     """
     given = [str(option) for option in origin["overrides"]]
-    kept = [each for each in given if each.partition("=")[0].strip() not in ("task", "storage")]
+    moves = ("task", "storage", "data")
+    kept = [each for each in given if each.partition("=")[0].strip() not in moves]
     task = origin["task"]
     here = str(Path.cwd() / task) if ":" in task else task
     moved = [f"task={json.dumps(here)}", f"storage={json.dumps(origin['storage'])}"]
+    moved += [f"data={json.dumps(origin['data'])}"] if origin["data"] is not None else []
     text = ORIGIN.with_name("sweep.yaml").read_bytes().decode()
     sweep = parse(text, source=origin["source"], base=Path.cwd(), overrides=[*kept, *moved])
     # What was said, not what it was turned into here: it decides whether the file has changed.

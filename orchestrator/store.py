@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from orchestrator import checkpoints, files
+from orchestrator import checkpoints, files, recorded
 from orchestrator.errors import DamageError, StoreError
 from orchestrator.factors import FACTORS
 from orchestrator.schemas import FORMAT_VERSION, RESULTS, TABLES, TRIALS, decode, trials_of, unseal
@@ -42,7 +42,8 @@ SHARDS: Mapping[str, pa.Schema] = {**TABLES, "factors": FACTORS}
 class SweepRecord:
     """One accepted version of a sweep file, and what it came to at that moment.
 
-    It names its trials, so that results can be read where the task's code is not installed.
+    It names its trials, so that results can be read where the task's code is not installed. A
+    folder of a `Recorder` has one record for all trials that were announced so far.
     """
 
     n: int
@@ -57,6 +58,7 @@ class SweepRecord:
     parameters: tuple[str, ...]
     accepted_at: datetime
     ids: tuple[Path, str]  # the file that lists the trials, and its checksum
+    announced: tuple[str, ...] | None = None  # trials of recorders; None: there is a sweep file
 
     @cached_property
     def trial_ids(self) -> tuple[str, ...]:
@@ -65,6 +67,8 @@ class SweepRecord:
         Raises:
             DamageError: the file that lists them is missing or altered.
         """
+        if self.announced is not None:
+            return self.announced
         return tuple(files.read_checked(*self.ids).split())
 
 
@@ -391,6 +395,10 @@ class Store:
 
 def _read_record(path: Path) -> SweepRecord:
     facts = files.unseal_json(path)
+    announced = recorded.read(path.parent.parent) if facts.get("recorded") else None
+    if announced is not None:
+        names = sorted({name for trial in announced for name in trial.params})
+        facts = {**facts, "axes": recorded.axes(announced), "parameters": names}
     return SweepRecord(
         n=int(path.stem),
         text=files.read_checked(path.with_suffix(".yaml"), facts["checksums"]["yaml"]),
@@ -404,6 +412,7 @@ def _read_record(path: Path) -> SweepRecord:
         parameters=tuple(facts["parameters"]),
         accepted_at=datetime.fromisoformat(facts["accepted_at"]),
         ids=(path.with_suffix(".trials"), facts["checksums"]["trials"]),
+        announced=tuple(trial.trial_id for trial in announced) if announced is not None else None,
     )
 
 

@@ -8,17 +8,18 @@ collected on the way; a Sweep exists only if there were none.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.axes import Parameters
 from orchestrator.document import override, read
 from orchestrator.errors import Problem, SweepError
 from orchestrator.expansion import Expansion, Trial, assignment
 from orchestrator.fields import Resources, Tracking, read_fields
 from orchestrator.measure import Measure
-from orchestrator.nodes import Problems, comparable, nearest, show
+from orchestrator.nodes import Node, Problems, comparable, nearest, show
 from orchestrator.points import expand
 from orchestrator.sweep_schema import schema
 
@@ -44,6 +45,7 @@ class Sweep:
         axes: the swept parameters in the order of the file, those of the zip last.
         measure: what a snapshot holds.
         storage: an absolute path.
+        data: the folder of real data sets, absolute; None: as the environment says.
         checkpoint_seconds: >= 0.
         num_configurations: points that are not excluded.
         num_trials: configurations times seeds.
@@ -63,15 +65,29 @@ class Sweep:
     resources: Resources
     tracking: Tracking
     storage: str
+    data: str | None
     checkpoint_seconds: float
     num_configurations: int
     num_trials: int
     _expansion: Expansion = field(repr=False, compare=False)
+    _places: Mapping[str, Node] = field(repr=False, compare=False)
+    _parameters: Parameters = field(repr=False, compare=False)
 
     @property
     def root(self) -> Path:
         """The results folder, absolute; it need not exist."""
         return Path(self.storage) / self.name
+
+    def place(self, field: str, parameter: str | None = None, value: Any = None) -> Node | None:
+        """Where a value of a parameter stands in the file; where it does not, the field.
+
+        Args:
+            field: of the file; its place is the answer if the parameter has none.
+            parameter: of the task.
+            value: of the parameter, as a trial has it.
+        """
+        named = {} if parameter is None else self._parameters.named(parameter)
+        return named.get(comparable(value)) or self._places.get(field)
 
     def trials(self) -> Iterator[Trial]:
         """Every trial, made one by one: all configurations of the first seed, then of the next."""
@@ -233,8 +249,11 @@ def parse(
         resources=fields.resources,
         tracking=fields.tracking,
         storage=fields.storage,
+        data=fields.data,
         checkpoint_seconds=fields.checkpoint_seconds,
         num_configurations=num,
         num_trials=num * num_seeds,
         _expansion=expansion,
+        _places=fields.places,
+        _parameters=parameters,
     )

@@ -16,7 +16,6 @@ _STEPS: dict[str, Any] = {
     },
     "additionalProperties": False,
     "minProperties": 1,
-    "maxProperties": 1,
 }
 
 _GROUPS: dict[str, Any] = {"type": "array", "minItems": 1, "uniqueItems": True, "items": {}}
@@ -166,6 +165,11 @@ FIELDS: dict[str, dict[str, Any]] = {
     "storage": {
         "description": "folder of all results, relative to the working directory",
         "default": "results",
+        "type": "string",
+    },
+    "data": {
+        "description": "folder that holds one folder per real data set, relative to the working "
+        "directory (default: SPECTRAL_SWEEPS_DATA, else ~/.cache/spectral-sweeps)",
         "type": "string",
     },
     "checkpoint_seconds": {

@@ -30,7 +30,7 @@ from orchestrator.files import checksum
 from orchestrator.measuring import Measurer
 from orchestrator.rows import Buffer
 from spectral import ScalarRow
-from tasks import TaskError, resolve, source_hash
+from tasks import TaskError, data, resolve, source_hash
 from tasks.training import evaluate, make_streams, start, train_step
 
 _source_of = functools.cache(source_hash)
@@ -68,6 +68,7 @@ class Context:
     live: bool = True  # whether somebody watches: progress then carries the scalars
     facts: str = "{}"  # JSON: what the driver adds to the environment's description
     task: str = ""  # how a worker finds the task, should its code have travelled; "": as the trial
+    data: str = ""  # the folder of real data sets; "": as the worker's own environment says
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class GroupResult:
     Attributes:
         rows: one commit row per trial; empty if it was stopped, its state is in a checkpoint.
         stopped_at: the step of that checkpoint, or None.
-        error: the exception of a failed attempt, for an executor that raises it.
+        error: the exception of a failed attempt, for an executor that raises it; None if its text
+            says all there is to say (a `tasks.TaskError`).
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -112,7 +114,8 @@ def run_group(
 
     Returns:
         Commit rows with status "completed" or "diverged"; "failed", with the traceback and the
-        rows so far, when the task's code raised.
+        rows so far, when the task's code raised. Of a `tasks.TaskError`, such as data that are
+        not on this machine, the text stands for the traceback.
 
     Raises:
         StoreError: the storage refused. That is not the trial's fault, so it is no row.
@@ -154,6 +157,7 @@ class _Attempt:
 
     def run(self, progress: Callable[[Progress], None], stop: Callable[[], bool]) -> GroupResult:
         torch.set_num_threads(self.context.threads)
+        data.use(self.context.data or None)
         self.environment = environment.record(
             self.root,
             self.context.facts,
@@ -223,9 +227,10 @@ class _Attempt:
             error.add_note(f"its rows could not be kept: {second}")
         row = self._row("failed", self.step)
         row["error_kind"] = type(error).__name__
-        text = "".join(traceback.format_exception(error))
+        told = isinstance(error, TaskError)  # written for the user, who need not see our code
+        text = str(error) if told else "".join(traceback.format_exception(error))
         row["error"] = text.encode("utf-8", "replace").decode()  # lone surrogates are no UTF-8
-        return GroupResult((row,), error=error)
+        return GroupResult((row,), error=None if told else error)
 
     def _collect(
         self,

@@ -70,10 +70,10 @@ def verify(store_root: str | Path, progress: Callable[[int, int], None] | None =
         store = Store(root)
     report = Report(str(root))
     epochs = epochs_of(root, report.damage)
-    trial_ids, source = sweeps_of(root, epochs, report.damage)
+    trial_ids, again = sweeps_of(root, epochs, report.damage)
     commits, uncounted = _segments(store, epochs, report)
     results = _results(commits, epochs)
-    needs = [*_committed(commits, results, epochs, source)]
+    needs = [*_committed(commits, results, epochs, again)]
     environments = _environments(root, commits, report)
     needs += _checkpoints(root, set(results), report)
     num_rows = _shards(store, needs, report, progress)
@@ -142,7 +142,7 @@ def _committed(
     commits: pa.Table,
     results: Mapping[str, int],
     epochs: Mapping[int, Mapping[str, Any]],
-    source: str,
+    again: str,
 ) -> Iterable[_Need]:
     fences = _fences(epochs)
     for index, row in enumerate(commits.to_pylist()):
@@ -151,7 +151,7 @@ def _committed(
             if results.get(trial_id) == index:
                 loss = (
                     f"trial {trial_id} loses its rows of {shard['table']}; restore the file from a "
-                    f"backup, or run the trial again: sweep run {source} --rerun {trial_id}"
+                    f"backup, or {again} {trial_id}"
                 )
             else:
                 loss = (

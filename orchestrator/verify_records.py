@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator import recorded
 from orchestrator.errors import DamageError
 from orchestrator.files import read_checked, unseal_json
 from orchestrator.schemas import FORMAT_VERSION
@@ -57,15 +58,16 @@ def epochs_of(root: Path, damage: list[str]) -> dict[int, dict[str, Any]]:
 def sweeps_of(
     root: Path, epochs: Mapping[int, Mapping[str, Any]], damage: list[str]
 ) -> tuple[set[str], str]:
-    """Trials that any version of the sweep file names, and where the newest one came from.
+    """Trials that any version of the sweep file names, and how the newest one is run again.
 
-    What is wrong with a version that counts is added to `damage`.
+    What is wrong with a version that counts, or with what recorders announced, is added to
+    `damage`.
     """
     folder = root / "sweep"
     numbers = {int(path.stem) for path in folder.glob("[0-9]*.*") if path.stem.isdigit()}
     numbers |= {int(facts["sweep"]) for facts in epochs.values()}
     trial_ids: set[str] = set()
-    source = "FILE"
+    again = "run the trial again: sweep run FILE --rerun"
     for n in range(1, max(numbers, default=0) + 1):
         path = folder / f"{n}.json"
         accepted = any(facts["sweep"] == n for facts in epochs.values()) or n < max(numbers)
@@ -75,10 +77,24 @@ def sweeps_of(
             if not path.exists():
                 raise DamageError(f"{path} is missing")
             facts = unseal_json(path)
-            source = str(facts["source"])
+            again = f"run the trial again: sweep run {facts['source']} --rerun"
             read_checked(folder / f"{n}.yaml", facts["checksums"]["yaml"])
             listed = read_checked(folder / f"{n}.trials", facts["checksums"]["trials"])
             trial_ids.update(listed.split())
+            if facts.get("recorded"):
+                again = "record it again, with again=True: trial"
+                trial_ids |= _announced(root, damage)
         except DamageError as error:
             damage.append(f"{error}. {UNREAD}")
-    return trial_ids, source
+    return trial_ids, again
+
+
+def _announced(root: Path, damage: list[str]) -> set[str]:
+    """Trials that recorders announced."""
+    paths = sorted((root / recorded.FOLDER).glob("[0-9a-f]*.json"))
+    for path in paths:
+        try:
+            unseal_json(path)
+        except DamageError as error:
+            damage.append(f"{error}. {UNREAD}")
+    return {path.stem for path in paths}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -25,6 +26,23 @@ def _listed(value: Any) -> Any:
 
 AsTuple = BeforeValidator(_listed)
 """Lets a tuple field accept a list, which is what YAML and JSON have."""
+
+_IGNORED: dict[str, dict[str, tuple[str, ...]]] = {
+    "optimizer": {"adamw": ("momentum",), "sgd": ("betas", "eps")},
+    "schedule": {
+        "constant": ("schedule_steps", "schedule_floor", "milestones", "gamma"),
+        "cosine": ("milestones", "gamma"),
+        "linear": ("milestones", "gamma"),
+        "steps": ("schedule_steps", "schedule_floor"),
+    },
+}
+"""For each choice, the parameters that nothing would read."""
+
+
+def _shown(value: Any) -> str:
+    """As a sweep file would have it: a tuple of any length is a list there."""
+    return str([*value]) if isinstance(value, tuple) else str(value)
+
 
 StreamSeed = Annotated[int | None, Field(ge=0, lt=2**63), PerTrial]
 
@@ -65,10 +83,20 @@ class TrainingConfig(BaseModel):
     """adamw: added to the root of the second moment"""
     momentum: Annotated[float, Field(ge=0, lt=1), PerTrial] = 0.0
     """sgd: decay per step of the accumulated gradient"""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """course of the learning rate after the warmup: constant, or to 0 at `steps`"""
+    schedule: Literal["constant", "cosine", "linear", "steps"] = "constant"
+    """course of the learning rate after the warmup: constant, a decay, or cut at milestones"""
     warmup: Annotated[int, Field(ge=0), PerTrial] = 0
     """steps over which the learning rate rises linearly, from 0 at the first step"""
+    schedule_steps: Annotated[Annotated[int, Field(ge=1)] | None, PerTrial] = None
+    """cosine, linear: length of the decay after the warmup; none: to `steps`"""
+    schedule_floor: Annotated[float, Field(ge=0, lt=1), PerTrial] = 0.0
+    """cosine, linear: part of lr that is left at the end of the decay"""
+    schedule_every: Annotated[int, Field(ge=1), PerTrial] = 1
+    """the learning rate changes at multiples of so many steps only, such as once per epoch"""
+    milestones: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AsTuple, PerTrial] = ()
+    """steps: the steps from which on the learning rate is multiplied by gamma once more"""
+    gamma: Annotated[float, Field(gt=0), PerTrial] = 0.1
+    """steps: factor of the learning rate at each milestone"""
     clip: Annotated[float, Field(gt=0)] | None = None
     """largest norm of the gradient over all parameters of the trial; none: no clipping"""
     batch_size: Annotated[int, Field(ge=1)] | None = None
@@ -77,8 +105,8 @@ class TrainingConfig(BaseModel):
     """equal parts in which a step's examples are processed, to save memory"""
     steps: Annotated[int, Field(ge=1, lt=2**31)] = 1000
     """optimiser steps of the trial"""
-    precision: Literal["float32", "float64"] = "float32"
-    """dtype of parameters, activations and optimiser state"""
+    precision: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    """dtype of the computation; the 16-bit ones keep weights, moments and losses in float32"""
     init_seed: StreamSeed = None
     """seed of the initial parameters, the same for every trial; none: the trial's seed"""
     split_seed: StreamSeed = None
@@ -94,32 +122,65 @@ class TrainingConfig(BaseModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The torch dtype named by `precision`."""
+        """The dtype of parameters, gradients and moments: float64 or float32."""
         return torch.float64 if self.precision == "float64" else torch.float32
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
-        other = ("momentum",) if self.optimizer == "adamw" else ("betas", "eps")
-        for name in other:
-            value, default = getattr(self, name), type(self).model_fields[name].default
-            if value != default:
-                raise ValueError(
-                    f"{name} ({value}) has no effect with optimizer: {self.optimizer}; leave it out"
-                )
+        problems = []
+        for setting in ("optimizer", "schedule"):
+            chosen = getattr(self, setting)
+            for name in _IGNORED[setting][chosen]:
+                value, default = getattr(self, name), type(self).model_fields[name].default
+                if value != default:
+                    problems.append(
+                        f"{name} ({_shown(value)}) has no effect with {setting}: {chosen}; "
+                        "leave it out"
+                    )
         for name in STREAMS:
             if getattr(self, f"{name}_seed") is not None and name not in type(self).streams:
-                raise ValueError(
+                problems.append(
                     f"{name}_seed has no effect: this task draws only from the streams "
                     f"{', '.join(type(self).streams)}"
                 )
-        return self
+        return self._without(problems)
 
     @model_validator(mode="after")
-    def _warmup_ends(self) -> Self:
+    def _schedule_fits(self) -> Self:
+        problems = []
         if self.warmup > self.steps:
-            raise ValueError(
+            problems.append(
                 f"warmup ({self.warmup}) is longer than the trial (steps: {self.steps})"
             )
+        if self.schedule_every > 1 and self.schedule == "constant" and not self.warmup:
+            problems.append(
+                f"schedule_every ({self.schedule_every}) has no effect with schedule: constant "
+                "and no warmup; leave it out"
+            )
+        if self.schedule == "steps":
+            problems += self._milestone_problems()
+        return self._without(problems)
+
+    def _milestone_problems(self) -> list[str]:
+        given = self.milestones
+        shown = _shown(given)
+        if not given:
+            return ["schedule: steps needs milestones, the steps at which lr is cut"]
+        problems = []
+        if any(later <= earlier for earlier, later in itertools.pairwise(given)):
+            problems.append(f"milestones ({shown}) must increase")
+        if max(given) >= self.steps:
+            problems.append(
+                f"milestones ({shown}) reach beyond the trial's last step ({self.steps - 1}); "
+                "leave those out"
+            )
+        if min(given) < self.warmup:
+            problems.append(f"milestones ({shown}) begin before the warmup ({self.warmup}) ends")
+        return problems
+
+    def _without(self, problems: list[str]) -> Self:
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 

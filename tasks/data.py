@@ -8,20 +8,22 @@ A data set called NAME is looked for, in this order, as
 where <folder> is the sweep file's `data:`, else $SPECTRAL_SWEEPS_DATA, else
 ~/.cache/spectral-sweeps. Nothing is ever downloaded here: a thousand trials that start at once on a
 cluster should not. Files are opened with Hugging Face's `datasets` (the extra `data` of the
-installation), which maps them into memory.
+installation), which maps them into memory; of Parquet files it keeps a copy in its own cache.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import shlex
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from errno import ENOENT
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.data_sets import SETS, DataSet
 from tasks.task import TaskError
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ __all__ = [
     "folder",
     "missing",
     "open_split",
+    "place",
     "use",
 ]
 
@@ -50,55 +53,6 @@ class MissingDataError(TaskError):
 class CorruptDataError(TaskError):
     """A file of a data set cannot be read or is not what it should be; names the file."""
 
-
-@dataclass(frozen=True)
-class DataSet:
-    """One data set that our tasks can be trained on.
-
-    Attributes:
-        name: of its folder.
-        repository: on the hub of `datasets`.
-        config: one of the repository's configurations; None: it has only one.
-        num_bytes: of what is downloaded, about.
-        include: patterns of the files that are needed; empty: all.
-    """
-
-    name: str
-    repository: str
-    config: str | None
-    num_bytes: int
-    include: tuple[str, ...] = field(default=())
-
-    def command(self, target: Path) -> str:
-        """The shell command that downloads it into a folder."""
-        words = ["hf", "download", self.repository, "--repo-type", "dataset"]
-        for pattern in self.include:
-            words += ["--include", pattern]
-        return shlex.join([*words, "--local-dir", str(target)])
-
-
-SETS: dict[str, DataSet] = {
-    each.name: each
-    for each in (
-        DataSet("cifar10", "uoft-cs/cifar10", None, 144_000_000),
-        DataSet("cifar100", "uoft-cs/cifar100", None, 142_000_000),
-        DataSet("mnist", "ylecun/mnist", None, 18_000_000),
-        DataSet(
-            "librispeech",
-            "openslr/librispeech_asr",
-            "clean",
-            6_700_000_000,
-            ("clean/train.100/*", "clean/validation/*"),
-        ),
-        DataSet(
-            "wikitext103",
-            "Salesforce/wikitext",
-            "wikitext-103-v1",
-            310_000_000,
-            ("wikitext-103-v1/*",),
-        ),
-    )
-}
 
 _chosen: list[Path] = []  # what `use` was last told; at most one
 
@@ -119,107 +73,221 @@ def folder() -> Path:
 def missing(name: str) -> list[str]:
     """What keeps this machine from opening a data set: at most one text; empty if nothing does.
 
-    Looks at names of files only.
+    Looks at names of files only: at all splits of `DataSet.splits`, and whether one that is said to
+    be in several files (train-00000-of-00002.parquet) is there in full.
     """
-    known = SETS[name]
-    here = folder() / name
-    problems = []
-    if importlib.util.find_spec("datasets") is None:
-        problems.append(
+    if not _installed():
+        return [
             f"data set {name}: the package `datasets` that reads it is not installed: "
             "pip install 'spectral-sweeps[data]'"
-        )
-    elif not (here.is_dir() and any(_saved_or_parquet(here))) and not _cached(known):
-        size = _size(known.num_bytes)
-        problems.append(
+        ]
+    known, here = SETS[name], folder() / name
+    found = {split: _find(known, split) for split in known.splits}
+    if all(files.complete for files in found.values()):
+        return []
+    if not any(files.paths for files in found.values()):
+        return [
             f"data set {name} is not on this machine: looked in {here}. Download it there "
-            f"(about {size}) with: {known.command(here)}. Or name the folder that holds a folder "
-            f"{name!r} in the sweep file's `data:` or in ${ENVIRONMENT}."
-        )
-    return problems
+            f"(about {_size(known.num_bytes)}) with: {known.command(here)}. Or name the folder "
+            f"that holds a folder {name!r} in the sweep file's `data:` or in ${ENVIRONMENT}."
+        ]
+    lacking = [_lacking(known, split, files) for split, files in found.items()]
+    return [f"data set {name}: {'; '.join(text for text in lacking if text)}. {_again(known)}"]
 
 
 def open_split(name: str, split: str) -> Dataset:
     """One split of a data set, mapped into memory.
+
+    Images and sounds are left as they are encoded, `{"bytes": ..., "path": ...}`: decoding them is
+    the reader's, who knows the row that fails.
 
     Args:
         name: one of `SETS`.
         split: as the hub names it, such as "train", "test", "validation" or "train.100".
 
     Raises:
-        MissingDataError: it is not on this machine.
-        CorruptDataError: it is, and cannot be read; names the file or folder.
+        MissingDataError: it, or a file of this split, is not on this machine.
+        CorruptDataError: it is, and cannot be read; names the file, or the folder of several.
     """
-    if problems := missing(name):
-        raise MissingDataError(problems[0])
-    here, known = folder() / name, SETS[name]
-    if not here.is_dir() or not any(_saved_or_parquet(here)):
-        return _from_cache(known, split)
+    known = SETS[name]
+    if not _installed() or not any(_find(known, each).paths for each in (*known.splits, split)):
+        raise MissingDataError(missing(name)[0])
+    files = _find(known, split)
+    if not files.complete:
+        raise MissingDataError(f"data set {name}: {_lacking(known, split, files)}. {_again(known)}")
+    folders = dict.fromkeys(path.parent for path in files.paths)
+    if len(folders) > 1:
+        raise CorruptDataError(
+            f"data set {name}: files of split {split!r} lie in several folders: "
+            f"{', '.join(map(str, folders))}. Keep one of them."
+        )
+    opened = _READERS[files.kind](list(files.paths))
+    for column, feature in opened.features.items():
+        if getattr(feature, "decode", False):
+            opened = opened.cast_column(column, replace(feature, decode=False))
+    return opened
+
+
+def place(name: str, split: str) -> Path:
+    """The file that holds a split, or the folder of several, as messages name it."""
+    files = _find(SETS[name], split)
+    return files.paths[0] if len(files.paths) == 1 else files.paths[0].parent
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The files of one split.
+
+    Attributes:
+        kind: key of `_READERS`.
+        paths: those that are there; of a saved split its folder.
+        absent: numbers of the files that are said to exist and are not there, from 0.
+    """
+
+    kind: str
+    paths: tuple[Path, ...]
+    absent: tuple[int, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.paths) and not self.absent
+
+
+def _find(known: DataSet, split: str) -> _Files:
+    """The files of a split, in the data set's folder or else in the cache."""
+    here = folder() / known.name
     saved = here / split
     if (saved / "state.json").is_file():
-        from datasets import load_from_disk
-
-        with _corrupt(saved):
-            return load_from_disk(str(saved))
-    files = _parquet_files(here, split)
-    if not files:
-        raise MissingDataError(
-            f"data set {name}: there is no split {split!r} in {here}: expected Parquet files such "
-            f"as {split}-00000-of-00001.parquet, or a folder {split} of Dataset.save_to_disk. "
-            f"It is downloaded with: {known.command(here)}"
-        )
-    return _from_parquet(files)
-
-
-def _saved_or_parquet(here: Path) -> Iterator[Path]:
-    yield from here.glob("*/state.json")
-    yield from here.rglob("*.parquet")
-
-
-def _parquet_files(here: Path, split: str) -> list[Path]:
-    """Files called <split>-*.parquet or <split>.parquet, or lying in a folder called <split>."""
-    return sorted(
+        return _Files("saved", (saved,))
+    # A repository may hold other configurations beside the one that is wanted.
+    root = here / known.config if known.config and (here / known.config).is_dir() else here
+    found = [
         path
-        for path in here.rglob("*.parquet")
+        for path in root.rglob("*.parquet")
         if path.stem == split or path.name.startswith(f"{split}-") or path.parent.name == split
+    ]
+    if found:
+        return _Files("parquet", tuple(sorted(found)), _absent(found))
+    return _find_in_cache(known, split)
+
+
+def _find_in_cache(known: DataSet, split: str) -> _Files:
+    """<cache>/<owner>___<name>/<configuration>/<version>/<hash>/<name>-<split>[-i-of-n].arrow."""
+    from datasets import config
+
+    root = Path(config.HF_DATASETS_CACHE) / known.repository.replace("/", "___")
+    # Written last: without it, the folder is one that is still being made.
+    prepared = sorted(
+        (file.stat().st_mtime, file.parent)
+        for file in root.glob(f"{known.config or '*'}/*/*/dataset_info.json")
     )
+    for _, place in reversed(prepared):  # the newest first
+        found = [*place.glob(f"*-{split}.arrow"), *place.glob(f"*-{split}-*-of-*.arrow")]
+        if found:
+            return _Files("arrow", tuple(sorted(found)), _absent(found))
+    return _Files("arrow", ())
 
 
-def _from_parquet(files: list[Path]) -> Dataset:
+def _absent(found: Iterable[Path]) -> tuple[int, ...]:
+    """Of files called ...-00003-of-00014.parquet, the numbers that are not among them."""
+    numbered = [re.search(r"-(\d+)-of-(\d+)$", path.stem) for path in found]
+    numbers = {int(match[1]) for match in numbered if match}
+    total = max((int(match[2]) for match in numbered if match), default=0)
+    return tuple(sorted(set(range(total)) - numbers))
+
+
+def _lacking(known: DataSet, split: str, files: _Files) -> str:
+    here = folder() / known.name
+    if files.absent:
+        numbers = ", ".join(map(str, files.absent[:10])) + (", ..." if files.absent[10:] else "")
+        return (
+            f"of the {len(files.paths) + len(files.absent)} files of split {split!r} in "
+            f"{files.paths[0].parent}, counted from 0, these are not there: {numbers}"
+        )
+    if not files.paths:
+        return (
+            f"there is no split {split!r} in {here}: expected Parquet files such as "
+            f"{split}-00000-of-00001.parquet, or a folder {split} of Dataset.save_to_disk"
+        )
+    return ""
+
+
+def _again(known: DataSet) -> str:
+    return f"It is downloaded with: {known.command(folder() / known.name)}"
+
+
+def _installed() -> bool:
+    spec = importlib.util.find_spec("datasets")
+    # A mere folder called datasets, in the working directory, has no origin.
+    return spec is not None and spec.origin is not None
+
+
+def _from_saved(paths: list[Path]) -> Dataset:
+    from datasets import load_from_disk
+
+    with _corrupt(paths[0]):
+        return load_from_disk(str(paths[0]))
+
+
+def _from_parquet(paths: list[Path]) -> Dataset:
     import pyarrow.parquet as pq
     from datasets import Dataset
 
-    for path in files:  # one by one, to name the one that is damaged
+    for path in paths:  # one by one, to name the one that is damaged
         with _corrupt(path):
             pq.read_metadata(path)
-    with _corrupt(files[0].parent):
-        return Dataset.from_parquet([str(path) for path in files])
+    with _corrupt(paths[0] if len(paths) == 1 else paths[0].parent), _quietly():
+        return Dataset.from_parquet([str(path) for path in paths])
 
 
-def _cached(known: DataSet) -> bool:
-    from datasets import config
+def _from_arrow(paths: list[Path]) -> Dataset:
+    from datasets import Dataset, concatenate_datasets
 
-    place = Path(config.HF_DATASETS_CACHE) / known.repository.replace("/", "___")
-    return any(place.rglob("dataset_info.json")) if place.is_dir() else False
+    parts = []
+    for path in paths:
+        with _corrupt(path):
+            parts.append(Dataset.from_file(str(path)))
+    return concatenate_datasets(parts)
 
 
-def _from_cache(known: DataSet, split: str) -> Dataset:
-    from datasets import DownloadConfig, load_dataset
+_READERS = {"saved": _from_saved, "parquet": _from_parquet, "arrow": _from_arrow}
 
-    offline = DownloadConfig(local_files_only=True)
-    with _corrupt(Path(known.repository)):
-        return load_dataset(known.repository, known.config, split=split, download_config=offline)
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the bar of progress that `datasets` draws into whatever else is being printed."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 @contextmanager
 def _corrupt(place: Path) -> Iterator[None]:
-    """Whatever a reader raises for a file becomes an error that names it."""
+    """Whatever a reader raises for a file becomes an error that names it.
+
+    Except what is no fault of the file, such as a full disk or a missing permission: that is
+    raised as it is, and nobody is told to remove anything. A file that another one refers to and
+    that is not there is a fault.
+    """
     try:
         yield
     except Exception as error:
-        first = str(error).strip().split("\n")[0]
+        root: BaseException = error
+        while root.__cause__ is not None:
+            root = root.__cause__
+        errno = getattr(root, "errno", None)  # of the operating system's errors, not of Arrow's
+        if isinstance(root, MemoryError) or errno not in (None, ENOENT):
+            raise
+        first = str(root).strip().split("\n")[0]
         raise CorruptDataError(
-            f"{place} cannot be read: {first or type(error).__name__}. Remove it and download it "
+            f"{place} cannot be read: {first or type(root).__name__}. Remove it and download it "
             "again."
         ) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -9,13 +10,20 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from spectral.views import Coupling, MatrixView
+from spectral.views import Coupling, CouplingEnd, MatrixView
 from tasks.config import TrainingConfig
 from tasks.losses import cross_entropy
+from tasks.models.mlp import MLP
 from tasks.models.transformer import Transformer
-from tasks.random import Streams
+from tasks.random import Streams, initialise_
 from tasks.task import Batch, Forward, Task
 from tasks.transformer_matrices import transformer_couplings, transformer_views
+
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "transformer": ("width", "heads", "feed_forward", "layers", "positions", "layer_norm"),
+    "mlp": ("mlp_width", "mlp_layers"),
+}
+"""The parameters that only one of the models reads."""
 
 
 class ModularAdditionConfig(TrainingConfig):
@@ -27,23 +35,40 @@ class ModularAdditionConfig(TrainingConfig):
     """p: numbers 0..p-1 are added modulo p"""
     train_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """part of all p² pairs that is trained on, rounded down; the rest is val"""
+    model: Literal["transformer", "mlp"] = "transformer"
+    """transformer with cross-entropy, or mlp on one-hot inputs with mean squared error"""
     width: Annotated[int, Field(ge=1)] = 128
-    """width of the residual stream; a multiple of `heads`"""
+    """transformer: width of the residual stream; a multiple of `heads`"""
     heads: Annotated[int, Field(ge=1)] = 4
-    """attention heads"""
+    """transformer: attention heads"""
     feed_forward: Annotated[int, Field(ge=1)] = 512
-    """hidden width of the feed-forward part"""
+    """transformer: hidden width of the feed-forward part"""
     layers: Annotated[int, Field(ge=1)] = 1
-    """transformer layers"""
+    """transformer: layers"""
     positions: Literal["learned", "sinusoidal"] = "sinusoidal"
-    """position vectors: a learned matrix, or fixed sines and cosines"""
+    """transformer: position vectors, a learned matrix or fixed sines and cosines"""
     layer_norm: bool = False
-    """normalise the inputs of attention and feed-forward part"""
+    """transformer: normalise the inputs of attention and feed-forward part"""
+    mlp_width: Annotated[int, Field(ge=1)] = 100
+    """mlp: width of the hidden layers"""
+    mlp_layers: Annotated[int, Field(ge=2)] = 5
+    """mlp: linear layers, the output's included"""
 
     @property
     def num_train(self) -> int:
         """floor(train_fraction p²)."""
         return math.floor(self.train_fraction * self.modulus**2)
+
+    @model_validator(mode="after")
+    def _model_reads_its_fields(self) -> Self:
+        problems = []
+        for name in _FIELDS["mlp" if self.model == "transformer" else "transformer"]:
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                problems.append(
+                    f"{name} ({value}) has no effect with model: {self.model}; leave it out"
+                )
+        return self._without(problems)
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
@@ -76,8 +101,14 @@ class ModularAddition(Task):
     """All p² pairs (i, j), token "=" is p; the label stands at the last position.
 
     The order of the pairs is one permutation of the `split` stream, its first floor(fraction p²)
-    entries are the training set. Metrics on train and val: `loss`, the mean cross-entropy in nats,
-    and `error`, the fraction of pairs whose largest logit is not the label's.
+    entries are the training set. Metrics on train and val: `loss`, the mean of what is minimised,
+    and `error`, the fraction of pairs whose largest output is not the label's.
+
+    With the transformer, `loss` is the cross-entropy in nats. The MLP reads i and j as two one-hot
+    vectors side by side, [2p], and its p outputs are compared with the label's one-hot vector: the
+    squared error, mean over the outputs, so 1/p for a model that answers 0.
+
+    Source: Yunis et al., arXiv 2408.11804, section 3 and appendix; the MLP is in their code.
     """
 
     Config = ModularAdditionConfig
@@ -85,8 +116,11 @@ class ModularAddition(Task):
     config: ModularAdditionConfig
 
     def build(self, streams: Streams) -> nn.Module:
-        """The transformer with p + 1 tokens and outputs on three positions."""
+        """The transformer with p + 1 tokens and outputs on three positions, or the MLP."""
         c = self.config
+        if c.model == "mlp":
+            hidden = [c.mlp_width] * (c.mlp_layers - 1)
+            return initialise_(MLP([2 * c.modulus, *hidden, c.modulus]), streams)
         model = Transformer(
             c.modulus + 1, 3, c.width, c.heads, c.feed_forward, c.layers, c.positions, c.layer_norm
         )
@@ -113,10 +147,23 @@ class ModularAddition(Task):
         }
 
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross-entropy at the last position."""
-        labels = batch["labels"]
-        logits = forward(batch["tokens"], True)
-        return cross_entropy(logits, labels).sum(), torch.tensor(labels.shape[0])
+        """Cross-entropy at the last position, or the mean squared error of the outputs."""
+        losses, _ = self._losses(forward, batch)
+        return losses.sum(), torch.tensor(losses.shape[0])
+
+    def _losses(self, forward: Forward, data: Batch) -> tuple[Tensor, Tensor]:
+        """The loss of each pair, [N], and the outputs, [N, p + 1] or [N, p]."""
+        tokens, labels = data["tokens"], data["labels"]
+        if self.config.model == "transformer":
+            logits = forward(tokens, True)
+            return cross_entropy(logits, labels), logits
+        outputs = forward(self._one_hot(tokens[:, :2]).flatten(1))
+        return (outputs - self._one_hot(labels)).square().mean(-1), outputs
+
+    def _one_hot(self, numbers: Tensor) -> Tensor:
+        """[...] -> [..., p]; torch's own looks at the values, which vmap does not allow."""
+        every = torch.arange(self.config.modulus, device=numbers.device)
+        return (numbers[..., None] == every).to(self.config.dtype)
 
     def eval_data(self, streams: Streams, split: str) -> Batch:
         """`tokens` int64 [K, pairs, 3] and `labels` int64 [K, pairs]."""
@@ -136,20 +183,32 @@ class ModularAddition(Task):
         return streams.remember(("modular_addition", c.modulus, c.train_fraction), make)[split]
 
     def evaluate(self, forward: Forward, data: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Sums of cross-entropy and of wrong answers over the pairs."""
-        labels = data["labels"]
-        logits = forward(data["tokens"], True)
-        losses = cross_entropy(logits, labels)
-        wrong = logits.argmax(-1) != labels
-        count = torch.tensor(labels.shape[0])
+        """Sums of the losses and of wrong answers over the pairs."""
+        losses, outputs = self._losses(forward, data)
+        wrong = outputs.argmax(-1) != data["labels"]
+        count = torch.tensor(losses.shape[0])
         return {"loss": (losses.double().sum(), count), "error": (wrong.double().sum(), count)}
 
     def views(self, model: nn.Module) -> list[MatrixView]:
-        """Embedding, attention (fused, query, key, value, their heads), feed-forward, decoder."""
+        """Embedding, attention (fused, query, key, value, their heads), feed-forward, decoder.
+
+        Of the MLP its layers, `layers.0` first.
+        """
         c = self.config
+        if c.model == "mlp":
+            return [MatrixView(f"layers.{i}", f"layers.{i}.weight") for i in range(c.mlp_layers)]
         return transformer_views(c.layers, c.width, c.heads)
 
     def couplings(self, model: nn.Module) -> list[Coupling]:
-        """The paper's six per layer and into the decoder; see `transformer_couplings`."""
+        """The paper's six per layer and into the decoder; see `transformer_couplings`.
+
+        Of the MLP each layer and the next.
+        """
         c = self.config
+        if c.model == "mlp":
+            names = [f"layers.{i}" for i in range(c.mlp_layers)]
+            return [
+                Coupling(CouplingEnd(first, "left"), CouplingEnd(second, "right"), c.mlp_width)
+                for first, second in itertools.pairwise(names)
+            ]
         return transformer_couplings(c.layers, c.width, c.heads, c.feed_forward)

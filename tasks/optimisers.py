@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,19 +27,30 @@ CHUNK = 512  # steps whose factors are computed, and sent to the device, at once
 def learning_rate(config: TrainingConfig, step: int) -> float:
     """Learning rate of the optimiser step number `step`, counted from 0.
 
-    With w = warmup: lr step / w for step < w; afterwards, with x = (step - w) / (steps - w), lr for
-    the schedule constant, lr (1 - x) for linear and lr (1 + cos(pi x)) / 2 for cosine. So the first
-    of w >= 1 warm-up steps has rate 0 and the last step of a decaying schedule is still above 0;
-    there is no end: beyond `steps` a decaying schedule stays at 0.
+    With s = step - step % schedule_every, w = warmup and x = min((s - w) / d, 1), where the decay
+    takes d = schedule_steps steps (none: steps - w) and leaves f = schedule_floor:
+
+        s < w     lr s / w
+        constant  lr
+        linear    lr (f + (1 - f) (1 - x))
+        cosine    lr (f + (1 - f) (1 + cos(pi x)) / 2)
+        steps     lr gamma^n, n the number of milestones <= s
+
+    So the first of w >= 1 warm-up steps has rate 0; without a schedule_steps the last step of a
+    decay is still above its end, which the step after it would have. There is no end: beyond
+    `steps` a decay stays at lr f.
     """
+    step -= step % config.schedule_every
     if step < config.warmup:
         return config.lr * step / config.warmup
     if config.schedule == "constant":
         return config.lr
-    x = min((step - config.warmup) / max(config.steps - config.warmup, 1), 1.0)
-    return config.lr * (
-        1.0 - x if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * x))
-    )
+    if config.schedule == "steps":
+        return config.lr * config.gamma ** sum(m <= step for m in config.milestones)
+    length = config.schedule_steps or max(config.steps - config.warmup, 1)
+    x = min((step - config.warmup) / length, 1.0)
+    shape = 1.0 - x if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * x))
+    return config.lr * (config.schedule_floor + (1.0 - config.schedule_floor) * shape)
 
 
 def _adamw_factors(config: TrainingConfig, step: int) -> tuple[float, ...]:
@@ -55,21 +67,45 @@ def _adamw_factors(config: TrainingConfig, step: int) -> tuple[float, ...]:
     )
 
 
+def _uncorrected_factors(config: TrainingConfig, step: int) -> tuple[float, ...]:
+    rate = learning_rate(config, step)
+    logs = (math.log(beta) if beta else -math.inf for beta in config.betas)
+    decay = 1.0 - rate * config.weight_decay
+    return decay, *(1.0 - beta for beta in config.betas), config.eps, -rate, *logs
+
+
 def _sgd_factors(config: TrainingConfig, step: int) -> tuple[float, ...]:
     return config.weight_decay, config.momentum, -learning_rate(config, step)
+
+
+class Steps(NamedTuple):
+    """Which trials take a step that others skip; those that skip it keep every number they have.
+
+    Attributes:
+        taken: bool [K].
+        before: int64 [K], how many steps each has taken so far: AdamW's bias correction counts
+            these, as `torch.optim` does when `torch.amp.GradScaler` leaves steps out.
+    """
+
+    taken: Tensor
+    before: Tensor
 
 
 class Optimiser:
     """The update rule of one group; holds no state of the trials but scratch memory.
 
     Args:
-        configs: the K configurations; they agree in `optimizer` and `clip`.
+        configs: the K configurations; they agree in `optimizer`, `clip` and `precision`.
     """
 
     def __init__(self, configs: Sequence[TrainingConfig]) -> None:
         self.configs = tuple(configs)
         self.kind = configs[0].optimizer
         self.clip = configs[0].clip
+        self.rule = _sgd_factors
+        if self.kind == "adamw":
+            skips = configs[0].precision == "float16"
+            self.rule = _uncorrected_factors if skips else _adamw_factors
         self._chunk = -1
         self._table: Tensor = torch.empty(0)
         self._scratch: Tensor = torch.empty(0)
@@ -78,16 +114,36 @@ class Optimiser:
         """The rule's factors of one step, each [K, 1] with the dtype and device of `like`."""
         chunk, place = divmod(step, CHUNK)
         if chunk != self._chunk:
-            rule = _adamw_factors if self.kind == "adamw" else _sgd_factors
             steps = range(chunk * CHUNK, (chunk + 1) * CHUNK)
-            rows = [[rule(c, s) for c in self.configs] for s in steps]
-            table = torch.tensor(rows, dtype=torch.float64).to(like.device, like.dtype)
+            rows = [[self.rule(c, s) for c in self.configs] for s in steps]
+            dtype = torch.float64 if self.rule is _uncorrected_factors else like.dtype
+            table = torch.tensor(rows, dtype=torch.float64).to(like.device, dtype)
             self._table = table.transpose(1, 2).unsqueeze(-1)  # [steps, factors, K, 1]
             self._chunk = chunk
         return self._table[place].unbind()
 
+    def _factors_of_some(self, step: int, like: Tensor, steps: Steps) -> tuple[Tensor, ...]:
+        """Likewise; those of a trial that skips the step change nothing, given a gradient of 0."""
+        factors = self.factors(step, like)
+        taken = steps.taken[:, None]
+        if self.kind == "sgd":
+            decay, momentum, minus_rate = factors
+            return decay * taken, torch.where(taken, momentum, 1.0), minus_rate * taken
+        keep, weight1, weight2, eps, minus_rate, log1, log2 = factors
+        # b^t as exp(t ln b): torch's pow rounds differently at the end of an array
+        number = steps.before[:, None] + 1
+        root = torch.sqrt(1.0 - torch.exp(log2 * number))
+        minus_rate = minus_rate * root / (1.0 - torch.exp(log1 * number))
+        neutral = torch.where(taken, keep, 1.0), weight1 * taken, weight2 * taken
+        return tuple(f.to(like.dtype) for f in (*neutral, eps * root, minus_rate * taken))
+
     def update_(
-        self, parameters: Tensor, gradient: Tensor, moments: dict[str, Tensor], step: int
+        self,
+        parameters: Tensor,
+        gradient: Tensor,
+        moments: dict[str, Tensor],
+        step: int,
+        steps: Steps | None = None,
     ) -> None:
         """One step, in place.
 
@@ -101,10 +157,14 @@ class Optimiser:
             gradient: [K, P]; is overwritten.
             moments: one [K, P] tensor per name in `MOMENTS`.
             step: the step's number, from 0; decides bias correction and learning rate.
+            steps: which trials skip this step (float16); their rows of the gradient are 0.
         """
         if self.clip is not None:
             _clip_(gradient, self.clip)
-        factors = self.factors(step, parameters)
+        if steps is None:
+            factors = self.factors(step, parameters)
+        else:
+            factors = self._factors_of_some(step, parameters, steps)
         if self.kind == "sgd":
             decay, momentum, minus_rate = factors
             velocity = moments["velocity"]

@@ -19,7 +19,11 @@ from tasks.config import TrainingConfig
 from tasks.task import Task, TaskError
 
 REGISTRY: dict[str, str] = {
+    "image_generation": "tasks.image_generation:ImageGeneration",
+    "image_classification": "tasks.image_classification:ImageClassification",
     "modular_addition": "tasks.modular_addition:ModularAddition",
+    "language_modeling": "tasks.language_modeling:LanguageModeling",
+    "speech_recognition": "tasks.speech_recognition:SpeechRecognition",
 }
 """Name -> "module:Class" of our own tasks; a module is imported when its task is asked for."""
 

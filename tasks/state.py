@@ -22,7 +22,9 @@ class GroupState:
         optimizer: name of the moment -> [K, P], laid out as `flat`.
         first_bad: int64 [K], on the device: the first value of `step` at which a parameter, or the
             loss that led to it, was not finite; -1 as long as there is none.
-        flat: [K, P], all parameters of a trial side by side in one row.
+        flat: [K, P], all parameters of a trial side by side in one row, in float32 or float64: with
+            mixed precision too, so what is measured are the weights that the optimiser moves.
+        scaler: the loss scale of float16, name -> [K] (`tasks.precision.Scaler`); else empty.
         program: what `tasks.training` reuses from step to step; rebuilt when missing, never saved.
     """
 
@@ -32,6 +34,7 @@ class GroupState:
     optimizer: dict[str, Tensor]
     first_bad: Tensor
     flat: Tensor
+    scaler: dict[str, Tensor] = field(default_factory=dict)
     program: Any = field(default=None, repr=False)
 
     def __len__(self) -> int:
@@ -53,6 +56,7 @@ class GroupState:
                 for moment, named in moments.items()
             },
             "first_bad": self.first_bad[pick].clone(),
+            "scaler": {n: t[pick].clone() for n, t in self.scaler.items()},
         }
 
     def load(self, saved: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
@@ -75,12 +79,19 @@ class GroupState:
                     "the saved state is of another optimizer: expected the moments "
                     f"{', '.join(self.optimizer)}, got {', '.join(part['optimizer'])}"
                 )
+            if part.get("scaler", {}).keys() != self.scaler.keys():
+                has, lacks = ("this", "the saved") if self.scaler else ("the saved", "this")
+                raise ValueError(
+                    "the saved state is of another precision: the loss scale of float16 is in "
+                    f"{has} state and not in {lacks} one"
+                )
         shapes = self._shapes()
         target: dict[str, dict[str, Tensor]] = {
             "parameters": self.parameters,
             "buffers": self.buffers,
             **{f"optimizer.{m}": views_of(flat, shapes) for m, flat in self.optimizer.items()},
             "first_bad": {"first_bad": self.first_bad},
+            "scaler": self.scaler,
         }
         joined = {
             section: _join([_section(part, section) for part in parts], section)
@@ -100,6 +111,9 @@ class GroupState:
 def _section(part: Mapping[str, Any], section: str) -> Mapping[str, Tensor]:
     if section == "first_bad":
         return {section: part[section]}
+    if section == "scaler":  # which states saved by the first version lack
+        scaler: Mapping[str, Tensor] = part.get(section, {})
+        return scaler
     head, _, moment = section.partition(".")
     found: Mapping[str, Tensor] = part[head][moment] if moment else part[head]
     return found

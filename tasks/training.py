@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from tasks.config import FullBatchConfig, PerTrial, TrainingConfig, per_trial_fields
 from tasks.mapping import Mapped, Mapper, filled, modes_kept, one_by_one, slots_of
 from tasks.mapping import vmap as _vmap
-from tasks.optimisers import MOMENTS, Optimiser
+from tasks.optimisers import MOMENTS, Optimiser, Steps
+from tasks.precision import (
+    SMALLEST,
+    drop_overflows_,
+    forward_of,
+    new_scaler,
+    seed_of,
+    update_scale_,
+)
 from tasks.random import STREAMS, Streams
 from tasks.state import GroupState, views_of
 from tasks.task import Batch, Task
@@ -76,7 +84,8 @@ def start(task: Task, streams: Streams) -> tuple[nn.Module, GroupState]:
     }
     moments = {name: torch.zeros_like(flat) for name in MOMENTS[task.config.optimizer]}
     first_bad = torch.full((len(models),), -1, dtype=torch.int64, device=streams.device)
-    return models[0], GroupState(0, parameters, buffers, moments, first_bad, flat)
+    scaler = new_scaler(task.config.precision, len(models), streams.device)
+    return models[0], GroupState(0, parameters, buffers, moments, first_bad, flat, scaler)
 
 
 class Program:
@@ -84,6 +93,8 @@ class Program:
 
     def __init__(self, task: Task, model: nn.Module, state: GroupState) -> None:
         self.task, self.model = task, model
+        precision, device = task.config.precision, state.flat.device
+        self.forward = forward_of(model, precision, device, vmapped=task.stackable)
         self.optimiser = Optimiser(task.configs)
         self.slots = slots_of(model, [*state.parameters, *state.buffers])
         # They share memory with `flat`, so they hold the newest values without being copied to.
@@ -99,7 +110,7 @@ class Program:
 
         def of_trial(parameters: list[Tensor], buffers: list[Tensor], data: Batch) -> Any:
             with filled(self.slots, [*parameters, *buffers]):
-                return of_one(self.model, data)
+                return of_one(self.forward, data)
 
         return over(of_trial)
 
@@ -130,7 +141,9 @@ def train_step(task: Task, model: nn.Module, state: GroupState, streams: Streams
 
     The gradient is that of (sum over micro-batches of the losses' sums) / (sum of their weights).
     A trial whose loss or parameters become non-finite is marked in `state.first_bad` and goes on;
-    its companions are not affected.
+    its companions are not affected. With float16 a trial whose gradient is not finite skips the
+    step: its parameters and moments stay as they are, its loss scale is halved (`tasks.precision`).
+    That is no divergence, unless the scale is so small already that nothing can have overflowed.
     """
     program = program_of(task, model, state)
     if not model.training:
@@ -140,9 +153,11 @@ def train_step(task: Task, model: nn.Module, state: GroupState, streams: Streams
     for micro in range(task.config.micro_batches):
         batch = task.batch(streams, state.step, micro)
         part, part_weight = program.loss(program.leaves, program.buffers, batch)
-        gradients = torch.autograd.grad(
-            part, program.leaves, torch.ones_like(part), materialize_grads=True
-        )
+        if weight is None:
+            seed = torch.ones_like(part)
+            if state.scaler:
+                seed = seed_of(state.scaler, part_weight, task.config.micro_batches)
+        gradients = torch.autograd.grad(part, program.leaves, seed, materialize_grads=True)
         with torch.no_grad():
             if total is None or weight is None:
                 total, weight = part.detach(), part_weight.detach()
@@ -153,13 +168,22 @@ def train_step(task: Task, model: nn.Module, state: GroupState, streams: Streams
     assert total is not None
     assert weight is not None
     with torch.no_grad():
-        gradient = program.gather(summed).div_(weight.to(state.flat)[:, None])
-        program.optimiser.update_(state.flat, gradient, state.optimizer, state.step)
+        divisor = weight.to(state.flat)
+        if state.scaler:
+            divisor = divisor * seed
+        gradient = program.gather(summed).div_(divisor[:, None])
+        steps: Steps | None = None
+        if state.scaler:
+            steps = Steps(drop_overflows_(gradient), state.scaler["taken"])
+        program.optimiser.update_(state.flat, gradient, state.optimizer, state.step, steps)
         state.step += 1
         # 0 times anything finite is 0, and anything else is NaN.
         probe = torch.mul(state.flat, 0.0, out=gradient).sum(1) + total * 0.0
-        bad = (probe != 0.0) & (state.first_bad < 0)
-        state.first_bad.masked_fill_(bad, state.step)
+        bad = probe != 0.0
+        if steps is not None:
+            bad |= ~steps.taken & (state.scaler["scale"] < SMALLEST)
+            update_scale_(state.scaler, steps.taken)
+        state.first_bad.masked_fill_(bad & (state.first_bad < 0), state.step)
 
 
 def evaluate(

@@ -1,8 +1,9 @@
 """A small task that can kill processes at a chosen moment; tests name it by path.
 
 The environment variable FAULTS names a folder. `start-<step>-...` files there record the first
-step of each attempt. A file in it that is named as one of KINDS is a fault: the first process whose
-moment has come takes it (by renaming, so it strikes once) and carries it out.
+step of each attempt, `data-folder` where the last one looks for real data sets. A file in it that
+is named as one of KINDS is a fault: the first process whose moment has come takes it (by renaming,
+so it strikes once) and carries it out.
 
 The moment is read off the store that this process works for, the folder that STORE names:
 a checkpoint exists, and a shard was published after it, so that work is lost and a file orphaned.
@@ -21,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tasks import FullBatchConfig, Task, initialise_
+from tasks import FullBatchConfig, Task, data, initialise_
 from tasks.config import PerTrial
 from tasks.models.mlp import MLP
 from tasks.random import Streams
@@ -70,6 +71,7 @@ class Faulty(Task):
             self._begun = True
             name = f"start-{step}-{os.getpid()}-{threading.get_ident()}-{os.urandom(4).hex()}"
             (faults / name).touch()
+            (faults / "data-folder").write_text(str(data.folder()))
         if step % 20 or not any((faults / f).exists() for f in KINDS):
             return
         root = Path(os.environ["STORE"])

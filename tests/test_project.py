@@ -31,17 +31,24 @@ HOMES = {
     "typer": {
         "orchestrator.cli",
         "orchestrator.commands_cluster",
+        "orchestrator.commands_report",
+        "orchestrator.commands_tasks",
         "orchestrator.commands_tracking",
         "orchestrator.options",
     },
-    "rich": {"orchestrator.display", "orchestrator.loading", "orchestrator.options"},
+    "rich": {
+        "orchestrator.commands_report",
+        "orchestrator.display",
+        "orchestrator.loading",
+        "orchestrator.options",
+    },
     "datasets": {"tasks.data"},
-    "librosa": {"tasks.audio"},
+    "librosa": set(),
     "soundfile": {"tasks.audio"},
     "tokenizers": {"tasks.text"},
     "sklearn": {"tasks.images"},
 }
-READERS = {"datasets", "librosa", "soundfile", "tokenizers", "sklearn", "pyarrow.parquet"}
+READERS = {"datasets", "soundfile", "tokenizers", "sklearn", "pyarrow.parquet"}
 # What the packages may import beyond the standard library.
 ALLOWED = {
     "spectral": {"spectral", "torch", "numpy", "scipy"},

@@ -1,4 +1,4 @@
-"""The transformer of the grokking experiments: pre-norm, causal, explicit attention.
+"""The transformer of the grokking and language-modelling experiments: pre-norm and causal.
 
 Shapes: N sequences, S positions, D width, H heads, C tokens of the vocabulary.
 """
@@ -19,13 +19,14 @@ class Attention(nn.Module):
     """Causal multi-head self-attention, parametrised as `torch.nn.MultiheadAttention`.
 
     Query, key and value projections are one fused matrix `in_proj_weight` [3D, D], in that order;
-    head h owns rows h D/H to (h + 1) D/H of each. Written out in matrix products because torch's
-    fused attention has no batching rule and would run as a loop under vmap.
+    head h owns rows h D/H to (h + 1) D/H of each. Written out in matrix products, unless `fused`:
+    torch's fused attention never holds the [N, H, S, S] weights, which at S = 2048 are 200 MB per
+    sequence and layer, but it has no batching rule on the CPU and would run as a loop under vmap.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, fused: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.fused = heads, fused
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -52,7 +53,8 @@ class Attention(nn.Module):
             query, key, value = fused.chunk(3, dim=-1)
         query = query / math.sqrt(width // self.heads)
         query, key, value = (t.reshape(*t.shape[:-1], self.heads, -1) for t in (query, key, value))
-        attended = (_attend_one if last else _attend_all)(query, key, value)
+        attend = _attend_one if last else _attend_fused if self.fused else _attend_all
+        attended = attend(query, key, value)
         output: Tensor = self.out_proj(attended.flatten(-2))
         return output
 
@@ -65,6 +67,13 @@ def _attend_all(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     later = torch.ones(size, size, dtype=torch.bool, device=scores.device).triu(1)
     weights = scores.masked_fill(later, -torch.inf).softmax(-1)
     return (weights @ value).transpose(1, 2)
+
+
+def _attend_fused(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """What `_attend_all` computes, up to rounding, in one kernel."""
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+    attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+    return attended.transpose(1, 2)
 
 
 def _attend_one(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -80,10 +89,12 @@ def _attend_one(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 class Layer(nn.Module):
     """x + attention(norm(x)), then x + linear2(relu(linear1(norm(x))))."""
 
-    def __init__(self, width: int, heads: int, feed_forward: int, layer_norm: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, feed_forward: int, layer_norm: bool, fused: bool = False
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width) if layer_norm else nn.Identity()
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, fused)
         self.norm2 = nn.LayerNorm(width) if layer_norm else nn.Identity()
         self.linear1 = nn.Linear(width, feed_forward)
         self.linear2 = nn.Linear(feed_forward, width)
@@ -113,6 +124,9 @@ class Transformer(nn.Module):
         layers: number of layers.
         positions: a learned [length, D] matrix, or fixed sines and cosines.
         layer_norm: whether attention and feed-forward part normalise their input.
+        fused: whether attention over all positions is torch's fused one; see `Attention`.
+        equal_layers: whether all layers start with the values of the first, as those of
+            `torch.nn.TransformerEncoder` do, which copies one layer.
     """
 
     def __init__(
@@ -125,8 +139,11 @@ class Transformer(nn.Module):
         layers: int = 1,
         positions: Literal["learned", "sinusoidal"] = "sinusoidal",
         layer_norm: bool = False,
+        fused: bool = False,
+        equal_layers: bool = False,
     ) -> None:
         super().__init__()
+        self.equal_layers = equal_layers
         self.scale = math.sqrt(width)
         self.embedding = nn.Embedding(tokens, width)
         self.positions: Tensor
@@ -135,14 +152,15 @@ class Transformer(nn.Module):
         else:
             self.register_buffer("positions", sinusoids(length, width), persistent=False)
         self.layers = nn.ModuleList(
-            Layer(width, heads, feed_forward, layer_norm) for _ in range(layers)
+            Layer(width, heads, feed_forward, layer_norm, fused) for _ in range(layers)
         )
         self.decoder = nn.Linear(width, tokens)
 
     def initialise_(self, streams: Streams, prefix: str = "") -> None:
         """Fill all parameters from one trial's `init` stream."""
         for index, layer in enumerate(self.layers):
-            initialise_(layer, streams, f"{prefix}layers.{index}.")
+            # A parameter's name decides its numbers: under one name, all layers draw the same.
+            initialise_(layer, streams, f"{prefix}layers.{0 if self.equal_layers else index}.")
         uniform_(self.embedding.weight, 0.1, streams, prefix + "embedding.weight")
         uniform_(self.decoder.weight, 0.1, streams, prefix + "decoder.weight")
         nn.init.zeros_(self.decoder.bias)

@@ -60,10 +60,14 @@ def test_an_extended_sweep_runs_only_what_is_new(sandbox: Sandbox) -> None:
 def test_an_exception_in_task_code_fails_its_trial_alone(sandbox: Sandbox) -> None:
     """The others finish; the message has the cause and the command that re-runs it alone."""
     sandbox.order("raise")
+    with (sandbox.folder / "toy.yaml").open("a") as file:
+        file.write("data: sets\n")
 
     done = sandbox.sweep("run", "toy.yaml")
 
     assert done.returncode == 1
+    # where a worker, who stands elsewhere, looks for data sets
+    assert (sandbox.faults / "data-folder").read_text() == str(sandbox.folder / "sets")
     assert statuses(sandbox) == ["completed", "completed", "completed", "failed"]
     [row] = [
         row for row in Store.open(sandbox.root).commits().to_pylist() if row["status"] == "failed"

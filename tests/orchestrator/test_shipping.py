@@ -113,7 +113,7 @@ def test_our_packages_travel_with_their_metadata(plain: Shipment) -> None:
 
     assert plain.task == "modular_addition"
     for package in ("spectral", "tasks", "orchestrator"):
-        for path in (root / package).rglob("*.py"):
+        for path in [*(root / package).rglob("*.py"), *(root / package).rglob("*.yaml")]:
             assert found[path.relative_to(root).as_posix()] == path.read_bytes()
     assert {Path(name).parts[0].partition("-")[0] for name in found} == {
         "spectral",

@@ -19,6 +19,7 @@ from orchestrator.measure import Measure
 from orchestrator.schemas import TRIALS
 from orchestrator.sweep import Resources, Sweep, Tracking, load, parse, schema
 from orchestrator.sweep_schema import RESERVED
+from tasks import available
 from tests.orchestrator.test_sweep_problems import TOY
 
 ROOT = Path(__file__).parents[2]
@@ -453,7 +454,8 @@ def test_a_task_that_is_not_there_is_a_problem_of_the_file(folder: Path) -> None
     ]
     assert refusal("name: a\ntask: modular_adition\n") == [
         "unknown task 'modular_adition' (did you mean modular_addition?); available: "
-        "modular_addition; a task of your own is written path/to/file.py:Class  "
+        f"{', '.join(sorted(available()))}; a task of your own is written "
+        "path/to/file.py:Class  "
         "@ line 2, column 7, $.task"
     ]
 

@@ -87,7 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TOP = "name: toy\ntask: toy.py:Toy\n"  # stands before the text of a case: its first line is line 3
 KNOWN = (
     "one of name, task, base, grid, zip, exclude, seeds, snapshots, evaluations, measure, "
-    "resources, tracking, storage, checkpoint_seconds"
+    "resources, tracking, storage, data, checkpoint_seconds"
 )
 
 # --- YAML that cannot be read, or that is more than the core of YAML 1.2
@@ -338,22 +338,23 @@ seeds: 2000000
 === snapshots a number
 snapshots: 40
 =>
-expected one of every: N, log_spaced: N and at: [steps], got 40  @ line 3, column 12, $.snapshots
+expected every: N, log_spaced: N or at: [steps], or several of them, got 40  @ line 3, column 12, $.snapshots
 
 === snapshots unknown
 snapshots: {evry: 10}
 =>
 unknown field 'evry' (did you mean every?): one of every, log_spaced, at  @ line 3, column 13, $.snapshots.evry
 
-=== snapshots two
-snapshots: {every: 10, at: [1]}
+=== snapshots two, both wrong
+snapshots: {every: 0, at: [-1]}
 =>
-expected one of every: N, log_spaced: N and at: [steps], got every and at  @ line 3, column 12, $.snapshots
+expected a whole number >= 1, got 0  @ line 3, column 20, $.snapshots.every
+expected a whole number >= 0, got -1  @ line 3, column 28, $.snapshots.at[0]
 
 === snapshots none
 snapshots: {}
 =>
-expected one of every: N, log_spaced: N and at: [steps], got nothing  @ line 3, column 12, $.snapshots
+expected every: N, log_spaced: N or at: [steps], or several of them, got nothing  @ line 3, column 12, $.snapshots
 
 === snapshots every 0
 snapshots: {every: 0}

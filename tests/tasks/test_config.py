@@ -78,12 +78,50 @@ def test_values_of_the_wrong_kind_are_refused(values, expected):
         (
             TrainingConfig,
             {"optimizer": "sgd", "betas": (0.9, 0.98)},
-            "betas ((0.9, 0.98)) has no effect with optimizer: sgd; leave it out",
+            "betas ([0.9, 0.98]) has no effect with optimizer: sgd; leave it out",
         ),
         (
             TrainingConfig,
             {"optimizer": "sgd", "eps": 1e-6},
             "eps (1e-06) has no effect with optimizer: sgd; leave it out",
+        ),
+        (
+            TrainingConfig,
+            {"optimizer": "sgd", "eps": 1e-6, "schedule_floor": 0.1},
+            "eps (1e-06) has no effect with optimizer: sgd; leave it out; "
+            "schedule_floor (0.1) has no effect with schedule: constant; leave it out",
+        ),
+        (
+            TrainingConfig,
+            {"schedule": "steps", "milestones": [5], "schedule_steps": 4},
+            "schedule_steps (4) has no effect with schedule: steps; leave it out",
+        ),
+        (
+            TrainingConfig,
+            {"schedule": "cosine", "milestones": [5, 8]},
+            "milestones ([5, 8]) has no effect with schedule: cosine; leave it out",
+        ),
+        (
+            TrainingConfig,
+            {"schedule": "linear", "gamma": 0.5},
+            "gamma (0.5) has no effect with schedule: linear; leave it out",
+        ),
+        (
+            TrainingConfig,
+            {"schedule_every": 5},
+            "schedule_every (5) has no effect with schedule: constant and no warmup; leave it out",
+        ),
+        (
+            TrainingConfig,
+            {"schedule": "steps"},
+            "schedule: steps needs milestones, the steps at which lr is cut",
+        ),
+        (
+            TrainingConfig,
+            {"schedule": "steps", "milestones": [8, 5, 10], "steps": 10, "warmup": 6},
+            "milestones ([8, 5, 10]) must increase; "
+            "milestones ([8, 5, 10]) reach beyond the trial's last step (9); leave those out; "
+            "milestones ([8, 5, 10]) begin before the warmup (6) ends",
         ),
         (
             FullBatchConfig,
@@ -136,7 +174,9 @@ def test_settings_that_contradict_or_would_be_ignored_are_refused(config, values
 
 def test_what_was_dumped_is_accepted_again():
     """A worker rebuilds the configuration from its JSON form, in which tuples are lists."""
-    config = ModularAdditionConfig(optimizer="adamw", betas=[0.9, 0.98], clip=1, split_seed=3)
+    config = ModularAdditionConfig(
+        betas=[0.9, 0.98], clip=1, split_seed=3, schedule="steps", milestones=[5, 7], steps=9
+    )
 
     assert ModularAdditionConfig(**config.model_dump(mode="json")) == config
 
@@ -148,8 +188,9 @@ def test_fields_are_marked_per_trial_or_are_structural():
         width: int = 3
 
     per_trial = (
-        "lr weight_decay betas eps momentum warmup init_seed split_seed labels_seed order_seed "
-        "noise_seed dropout_seed smoothing"
+        "lr weight_decay betas eps momentum warmup schedule_steps schedule_floor schedule_every "
+        "milestones gamma init_seed split_seed labels_seed order_seed noise_seed dropout_seed "
+        "smoothing"
     )
     structural = "optimizer schedule clip batch_size micro_batches steps precision width"
     assert per_trial_fields(Config) == tuple(per_trial.split())
@@ -162,6 +203,14 @@ def test_every_field_says_what_it_is(config):
     assert [name for name, field in config.model_fields.items() if not field.description] == []
 
 
-def test_precision_names_a_dtype():
-    assert TrainingConfig().dtype == torch.float32
-    assert TrainingConfig(precision="float64").dtype == torch.float64
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("float32", torch.float32),
+        ("float64", torch.float64),
+        ("bfloat16", torch.float32),
+        ("float16", torch.float32),
+    ],
+)
+def test_weights_are_kept_in_float32_unless_all_is_float64(precision, dtype):
+    assert TrainingConfig(precision=precision).dtype == dtype

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from spectral import CouplingEnd
 from spectral.coupling_checks import check_couplings
@@ -242,3 +243,137 @@ def test_every_coupling_fits_its_matrices(config):
     assert [problem.split(":")[0] for problem in check_couplings(views, couplings, shapes)] == [
         f"coupling '{c.name}'" for c in couplings if c.second.view == "decoder"
     ]
+
+
+MLP = {"model": "mlp", "modulus": 5, "mlp_width": 6, "mlp_layers": 3, "train_fraction": 0.5}
+
+
+def mlp_group(*own, seeds=None):
+    configs = [ModularAddition.Config(**{**MLP, **config}) for config in own]
+    task = ModularAddition(configs)
+    return task, make_streams(configs, range(len(own)) if seeds is None else seeds)
+
+
+def test_the_mlp_reads_two_one_hot_vectors_and_is_compared_with_a_third():
+    """By hand: the second number j is column p + j; the mean is over all outputs."""
+    task, streams = mlp_group({}, {})
+    model, state = start(task, streams)
+    metrics = evaluate(task, model, state, streams)
+    solo = task.build(streams[1])
+    data = {name: t[1] for name, t in task.eval_data(streams, "val").items()}
+    inputs, targets = torch.zeros(13, 10), torch.zeros(13, 5)
+    for row, (i, j, _) in enumerate(data["tokens"].tolist()):
+        inputs[row, i] = inputs[row, 5 + j] = targets[row, (i + j) % 5] = 1.0
+    outputs = solo(inputs).detach()
+
+    expected = torch.nn.functional.mse_loss(outputs, targets)
+    wrong = (outputs.argmax(1) != targets.argmax(1)).double().mean()
+    assert float(metrics["val", "loss"][1]) == pytest.approx(float(expected), rel=1e-6)
+    assert float(metrics["val", "error"][1]) == float(wrong)
+
+
+def test_an_mlp_trains_and_has_the_same_bits_alone_and_in_company():
+    """Always answering 1/5 has a squared error of 0.16."""
+    own = [{"lr": 0.03, "weight_decay": 0.01 * k} for k in range(2)]
+
+    def train(configs, seeds):
+        task, streams = mlp_group(*configs, seeds=seeds)
+        model, state = start(task, streams)
+        for _ in range(40):
+            train_step(task, model, state, streams)
+        return state.flat, evaluate(task, model, state, streams)["train", "loss"]
+
+    together, losses = train(own, range(2))
+    assert losses.max() < 0.12
+    for k in range(2):
+        alone, _ = train([own[k]], [k])
+        assert torch.equal(together[k], alone[0])
+
+
+def test_the_mlp_of_the_reference_code_has_five_layers_that_meet_in_a_chain():
+    """Width 100, inputs 2 p, outputs p."""
+    task = ModularAddition([ModularAddition.Config(model="mlp", modulus=23)])
+    model = task.build(make_streams(task.configs, [0]))
+    parameters = dict(model.named_parameters())
+    shapes = {view.name: view.shape(parameters) for view in task.views(model)}
+
+    assert shapes == {
+        "layers.0": (100, 46),
+        **{f"layers.{i}": (100, 100) for i in (1, 2, 3)},
+        "layers.4": (23, 100),
+    }
+    couplings = task.couplings(model)
+    assert [c.name for c in couplings] == [f"layers.{i}->layers.{i + 1}" for i in range(4)]
+    assert check_couplings(task.views(model), couplings, shapes) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"mlp_width": 7, "mlp_layers": 3},
+            "mlp_width (7) has no effect with model: transformer; leave it out; "
+            "mlp_layers (3) has no effect with model: transformer; leave it out",
+        ),
+        (
+            {"model": "mlp", "layer_norm": True},
+            "layer_norm (True) has no effect with model: mlp; leave it out",
+        ),
+    ],
+    ids=str,
+)
+def test_parameters_of_the_other_model_are_refused(values, message):
+    with pytest.raises(ValidationError) as caught:
+        ModularAddition.Config(**values)
+    assert [e["msg"] for e in caught.value.errors()] == [f"Value error, {message}"]
+
+
+PAPER = {
+    "grokking": {},
+    "slingshot": {"modulus": 97, "train_fraction": 0.7, "layer_norm": True, "warmup": 10},
+}
+
+
+@pytest.fixture(scope="module", params=PAPER)
+def paper(request):
+    """(p, views, couplings, parameters) of one of the paper's settings at full size."""
+    config = ModularAddition.Config(**PAPER[request.param])
+    task = ModularAddition([config])
+    model = task.build(make_streams([config], [0]))
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    return config.modulus, task.views(model), task.couplings(model), parameters
+
+
+def test_the_paper_counts_six_matrices_and_six_couplings(paper):
+    """Whole parameters of two dimensions; the heads of query and key count as one."""
+    _, views, couplings, parameters = paper
+    matrices = [name for name, p in parameters.items() if p.ndim == 2]
+    whole = [v for v in views if v.shape(parameters) == tuple(parameters[v.parameter].shape)]
+
+    assert sorted(v.parameter for v in whole) == sorted(matrices)
+    assert len(matrices) == 6
+    assert len({c.group or c.name for c in couplings if not c.residual}) == 6
+
+
+def test_matrices_start_at_the_rank_of_uniform_random_ones(paper):
+    """exp(H)/R of iid uniform matrices: the mean over many draws, ±0.005 or four deviations."""
+    modulus, views, _, parameters = paper
+    of_tokens = (0.841, 0.0096) if modulus == 113 else (0.872, 0.0088)
+    expected = {
+        "embedding": of_tokens,
+        "decoder": of_tokens,
+        "layers.0.attention.in_proj": (0.954, 0.005),
+        "layers.0.attention.out_proj": (0.804, 0.0096),
+        "layers.0.linear1": (0.966, 0.005),
+        "layers.0.linear2": (0.966, 0.005),
+    }
+    found = {}
+    for view in views:
+        if view.name in expected:
+            values = torch.linalg.svdvals(view.read(parameters).double())
+            shares = values / values.sum()
+            found[view.name] = float(torch.exp(-(shares * shares.log()).sum())) / len(values)
+
+    assert found.keys() == expected.keys()
+    for name, (value, tolerance) in expected.items():
+        assert found[name] == pytest.approx(value, abs=tolerance), name

@@ -118,18 +118,93 @@ def test_clipping_bounds_each_trials_own_norm():
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
-        ("constant", [0.0, 1.0, 2.0, 2.0, 2.0, 2.0]),
-        ("linear", [0.0, 1.0, 2.0, 1.5, 1.0, 0.5]),
-        ("cosine", [0.0, 1.0, 2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5)]),
+        ({}, [0.0, 1.0, 2.0, 2.0, 2.0, 2.0]),
+        ({"schedule": "linear"}, [0.0, 1.0, 2.0, 1.5, 1.0, 0.5]),
+        (
+            {"schedule": "cosine"},
+            [0.0, 1.0, 2.0, 1 + math.sqrt(0.5), 1.0, 1 - math.sqrt(0.5)],
+        ),
+        # half as long: at its end after two steps
+        ({"schedule": "linear", "schedule_steps": 2}, [0.0, 1.0, 2.0, 1.0, 0.0, 0.0]),
+        # down to 0.4 of 2, half way at 1.4
+        ({"schedule": "linear", "schedule_floor": 0.4}, [0.0, 1.0, 2.0, 1.7, 1.4, 1.1]),
+        (
+            {"schedule": "cosine", "schedule_floor": 0.4, "schedule_steps": 2},
+            [0.0, 1.0, 2.0, 1.4, 0.8, 0.8],
+        ),
+        (
+            {"schedule": "steps", "milestones": (3, 5), "gamma": 0.25},
+            [0.0, 1.0, 2.0, 0.5, 0.5, 0.125],
+        ),
+        # the rate of step 0 holds for 0 to 2, that of step 3 for 3 to 5
+        ({"schedule": "linear", "schedule_every": 3}, [0.0, 0.0, 0.0, 1.5, 1.5, 1.5]),
     ],
+    ids=str,
 )
 def test_the_learning_rate_rises_from_zero_and_then_follows_its_schedule(schedule, expected):
     """Two steps of warmup to a rate of 2, then four steps that would end at 0 if it decays."""
-    config = TrainingConfig(lr=2.0, warmup=2, steps=6, schedule=schedule)
+    config = TrainingConfig(lr=2.0, warmup=2, steps=6, **schedule)
 
     assert [learning_rate(config, s) for s in range(6)] == pytest.approx(expected, abs=1e-15)
 
 
-def test_a_decayed_learning_rate_stays_at_zero():
-    config = TrainingConfig(steps=4, schedule="cosine")
-    assert [learning_rate(config, step) for step in (4, 5, 9)] == [0.0, 0.0, 0.0]
+@pytest.mark.parametrize("floor", [0.0, 0.25])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_decayed_learning_rate_stays_where_the_decay_ended(schedule, floor):
+    config = TrainingConfig(lr=1.0, steps=4, schedule=schedule, schedule_floor=floor)
+    assert [learning_rate(config, step) for step in (4, 5, 9)] == [floor] * 3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "torchs_schedule"),
+    [
+        (
+            {"schedule": "steps", "milestones": [82, 123, 160], "gamma": 0.1},
+            lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [82, 123, 160], 0.1),
+        ),
+        (
+            {"schedule": "cosine", "schedule_floor": 0.1},
+            lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 200, eta_min=0.01),
+        ),
+        (
+            {"schedule": "linear", "schedule_steps": 50, "schedule_floor": 0.2},
+            lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.2, 50),
+        ),
+    ],
+    ids=["steps", "cosine", "linear"],
+)
+def test_schedules_are_those_of_torch(schedule, torchs_schedule):
+    """1e-12: torch multiplies its way from step to step."""
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torchs_schedule(optimiser)
+    config = TrainingConfig(lr=0.1, steps=200, **schedule)
+
+    for step in range(200):
+        rate = optimiser.param_groups[0]["lr"]
+        assert learning_rate(config, step) == pytest.approx(rate, rel=1e-12)
+        optimiser.step()
+        scheduler.step()
+
+
+def test_the_language_model_of_the_paper_ends_at_81_percent_of_its_peak():
+    """2,220 steps of a cosine that is 6,660 long and ends at a tenth (their code)."""
+    config = TrainingConfig(
+        lr=1.0,
+        steps=2220,
+        warmup=200,
+        schedule="cosine",
+        schedule_steps=6660,
+        schedule_floor=0.1,
+    )
+    assert learning_rate(config, config.steps - 1) == pytest.approx(0.81, rel=0.005)
+
+
+def test_a_rate_that_is_set_once_per_epoch_is_that_of_its_first_step():
+    """Speech recognition: 50 epochs of 892 steps, a cosine over epochs."""
+    per_epoch, epochs = (
+        TrainingConfig(lr=1.0, steps=50 * n, schedule="cosine", schedule_every=n) for n in (892, 1)
+    )
+    for step in (0, 891, 892, 893, 44599):
+        assert learning_rate(per_epoch, step) == pytest.approx(
+            learning_rate(epochs, step // 892), rel=1e-12
+        )

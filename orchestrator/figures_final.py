@@ -1,0 +1,158 @@
+"""What each configuration ends at, against one swept parameter: every seed, and their mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from matplotlib.axes import Axes
+
+from orchestrator.aggregate import Estimate, over_seeds
+from orchestrator.comparable import level_of, level_order
+from orchestrator.figures_data import HIDDEN, Configuration, configurations
+from orchestrator.lines import AXIS_LABELS
+
+
+@dataclass(frozen=True)
+class Final:
+    """One subject at the end of one configuration.
+
+    Attributes:
+        configuration: which.
+        level: of the parameter on the axis.
+        points: trial_id -> value at its last step; completed trials, flagged ones left out.
+        estimate: mean and 95 % t interval over the seeds; None if any of them is hidden.
+        num_hidden: completed trials hidden for their flag.
+    """
+
+    configuration: Configuration
+    level: Any
+    points: Mapping[str, float]
+    estimate: Estimate | None
+    num_hidden: int
+
+
+def finals(
+    trials: pa.Table, scalars: pa.Table, parameter: str, parameters: Sequence[str]
+) -> dict[str, list[Final]]:
+    """Subject -> what each configuration with a completed trial ends at, by the parameter's level.
+
+    Args:
+        trials: columns trial_id, config_id, seed, status and the parameters.
+        scalars: rows of one metric.
+        parameter: the one on the axis.
+        parameters: all swept ones.
+
+    Raises:
+        IncomparableTrialsError: see `comparable.completed_rows`.
+    """
+    last: dict[tuple[str, str], tuple[int, float, bool]] = {}
+    names = ("subject", "trial_id", "step", "value", "flag")
+    for subject, trial_id, step, value, flag in zip(
+        *(scalars.column(name).to_pylist() for name in names), strict=True
+    ):
+        if step >= last.get((subject, trial_id), (-1,))[0]:
+            number = math.nan if value is None else value
+            last[subject, trial_id] = (step, number, flag in HIDDEN)
+    ends: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in over_seeds(trials, scalars).to_pylist():  # steps ascend: the last one stays
+        ends[row["subject"], row["config_id"]] = row
+    levels = dict(
+        zip(
+            trials["config_id"].to_pylist(),
+            map(level_of, trials[parameter].to_pylist()),
+            strict=True,
+        )
+    )
+    found: dict[str, list[Final]] = {}
+    ordered = sorted(
+        configurations(trials, parameters), key=lambda c: level_order(levels[c.config_id])
+    )
+    for subject in dict.fromkeys(scalars["subject"].to_pylist()):
+        for each in ordered:
+            end = ends.get((subject, each.config_id))
+            if end is None:
+                continue
+            done = [r["trial_id"] for r in each.rows if r["status"] == "completed"]
+            mine = {t: last[subject, t] for t in done if (subject, t) in last}
+            num_hidden = sum(hidden for _, _, hidden in mine.values())
+            statistics = {name: end[name] for name in ("n", "mean", "sd", "lower", "upper")}
+            found.setdefault(subject, []).append(
+                Final(
+                    configuration=each,
+                    level=levels[each.config_id],
+                    points={t: value for t, (_, value, hidden) in mine.items() if not hidden},
+                    estimate=None if num_hidden else Estimate(**statistics),
+                    num_hidden=num_hidden,
+                )
+            )
+    return found
+
+
+def finals_table(found: Mapping[str, Sequence[Final]], parameter: str) -> pa.Table:
+    """The numbers of `finals` in long form: a row per seed, and one per mean."""
+    rows: list[dict[str, Any]] = []
+    for subject, ends in found.items():
+        for end in ends:
+            common = {"panel": subject, parameter: str(end.level)}
+            common |= {"configuration": end.configuration.label or "all"}
+            seeds = {row["trial_id"]: row["seed"] for row in end.configuration.rows}
+            for trial_id, value in end.points.items():
+                rows.append(
+                    {**common, "what": "trial", "trial_id": trial_id, "seed": seeds[trial_id]}
+                    | {"value": value}
+                )
+            if (of := end.estimate) is not None:
+                mean = {"what": "mean", "value": of.mean, "n": of.n}
+                rows.append({**common, **mean, "lower": of.lower, "upper": of.upper})
+    names = [("panel", pa.string()), (parameter, pa.string()), ("configuration", pa.string())]
+    names += [("what", pa.string()), ("trial_id", pa.string()), ("seed", pa.int64())]
+    names += [(name, pa.float64()) for name in ("value", "lower", "upper")] + [("n", pa.int64())]
+    return pa.Table.from_pylist(rows, pa.schema(names))
+
+
+def draw_finals(ax: Axes, ends: Sequence[Final], parameter: str, metric: str) -> None:
+    """Every seed as a point over the levels, which stand side by side without a scale.
+
+    Means are bars with their 95 % t interval, joined by a line where each level has one
+    configuration. Configurations that share a level stand beside each other.
+    """
+    levels = list(dict.fromkeys(end.level for end in ends))
+    at_level: dict[Any, list[Final]] = {level: [] for level in levels}
+    for end in ends:
+        at_level[end.level].append(end)
+    widest = max((len(members) for members in at_level.values()), default=1)
+    means: list[tuple[float, float]] = []
+    for place, level in enumerate(levels):
+        for i, end in enumerate(at_level[level]):
+            centre = place + (0.8 * ((i + 0.5) / len(at_level[level]) - 0.5) if widest > 1 else 0)
+            spread = 0.12 / widest
+            for j, (trial_id, value) in enumerate(end.points.items()):
+                x = centre + spread * (j - (len(end.points) - 1) / 2)
+                ax.plot([x], [value], "o", ms=3.5, mfc="none", color="#0072B2", gid=trial_id)
+            if (of := end.estimate) is None or of.mean is None:
+                continue
+            half = [[0.0], [0.0]]
+            if of.lower is not None and of.upper is not None:
+                half = [[of.mean - of.lower], [of.upper - of.mean]]
+            ax.errorbar(
+                [centre], [of.mean], half, fmt="_", ms=9, color="#D55E00", capsize=3, lw=1.2
+            )
+            means.append((centre, of.mean))
+    if widest == 1 and len(means) > 1:
+        ax.plot(*zip(*means, strict=True), color="#D55E00", lw=0.8, alpha=0.6)
+    ax.set_xticks(range(len(levels)), [_ticked(level, at_level[level]) for level in levels])
+    ax.set_xlim(-0.6, len(levels) - 0.4)
+    ax.set_xlabel(parameter, fontsize=8)
+    ax.set_ylabel(AXIS_LABELS.get(metric, metric), fontsize=8)
+    ax.grid(visible=True, axis="y", lw=0.4, alpha=0.4)
+    ax.tick_params(labelsize=7)
+
+
+def _ticked(level: Any, ends: Sequence[Final]) -> str:
+    counts = {end.estimate.n if end.estimate else len(end.points) for end in ends}
+    n = str(counts.pop()) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
+    return f"{level}\nn = {n}"

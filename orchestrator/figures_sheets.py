@@ -1,0 +1,220 @@
+"""The general kinds of figures in a report: heat maps, metrics and series over steps.
+
+A sheet's words name axes, units, chance levels, and count what is hidden or left out; they never
+say what was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.axes import Axes
+
+from orchestrator import figures_draw as draw
+from orchestrator import lines
+from orchestrator.columns import only
+from orchestrator.figures_data import HIDDEN, Configuration, Heat, scalar_heat, spectrum_heat
+from orchestrator.figures_panels import (
+    COLUMNS,
+    MAX_PANELS,
+    Material,
+    Sheet,
+    hidden_of,
+    label_bottom,
+    panels,
+    wrapped,
+)
+from orchestrator.figures_series import Series
+from orchestrator.lines import AXIS_LABELS, STEP_LABEL
+from orchestrator.plots import few_of
+
+# --- heat maps ------------------------------------------------------------------------------
+
+
+def heat_sheet(
+    name: str,
+    title: str,
+    how: str,
+    heats: Sequence[Heat],
+    label: str,
+    *,
+    row: str,
+    whole: bool = False,
+    chance: float | None = None,
+    notes: Sequence[str] = (),
+) -> Sheet | None:
+    """A heat map per configuration, with the same colours.
+
+    Args:
+        name: of the files.
+        title: of the figure.
+        how: how to read it.
+        heats: of the shown configurations.
+        label: of the colours.
+        row: name of the rows' column among the numbers.
+        whole: see `figures_draw.limits_of`.
+        chance: one level for all entries.
+        notes: what else was left out.
+    """
+    heats = [heat for heat in heats if heat.values.size]
+    if not heats:
+        return None
+    rows = len(heats[0].rows)
+    height = 2.1 if isinstance(heats[0].rows[0], int) else min(max(1.4, 0.16 * rows + 0.4), 10)
+    figure, grid = panels(len(heats), height, wide=not isinstance(heats[0].rows[0], int))
+    limits = draw.limits_of(heats, whole=whole)
+    for place, (ax, heat) in enumerate(zip(grid, heats, strict=True)):
+        mesh = draw.draw_heat(ax, heat, limits, labels=place % COLUMNS == 0)
+        ax.set_title(wrapped(heat.title), fontsize=8)
+    draw.colour_bar(mesh, grid, label, chance)
+    label_bottom(grid, STEP_LABEL, COLUMNS)
+    figure.suptitle(title, fontsize=10)
+    hidden = sum(heat.num_hidden for heat in heats)
+    undetermined = sum(heat.num_undetermined for heat in heats)
+    counted = [f"{hidden} numbers hidden for their flag ({', '.join(HIDDEN)})"] * (hidden > 0)
+    counted += [f"{undetermined} numbers not determined or not measured"] * (undetermined > 0)
+    unequal = [heat.label or "this configuration" for heat in heats if heat.unequal]
+    if unequal:
+        counted.append(
+            f"seeds of {'; '.join(unequal)} were recorded at different steps, so that the first "
+            "one is shown instead of a mean"
+        )
+    numbers = pa.concat_tables([heat.table(row) for heat in heats], promote_options="default")
+    return Sheet(name, title, how, figure, numbers, [*counted, *notes])
+
+
+def scalar_heats(
+    material: Material, metric: str, chances: Mapping[Any, float] | None
+) -> list[Heat]:
+    """A metric of the whole matrices or couplings, a heat map per shown configuration."""
+    table = material.metric(metric)
+    subjects = dict.fromkeys(table["subject"].to_pylist())
+    whole = [subject for subject in subjects if "[" not in subject] or list(subjects)
+    table = only(table, "subject", whole)
+    return [scalar_heat(table, each, chances) for each in material.shown]
+
+
+def entry_heats(
+    material: Material, quantity: str, subject: str, chance: float | None
+) -> list[Heat]:
+    """A quantity of one subject, a heat map per shown configuration."""
+    table = material.quantity(quantity, subject)
+    return [spectrum_heat(table, each, chance) for each in material.shown]
+
+
+# --- lines ----------------------------------------------------------------------------------
+
+
+def metric_sheet(
+    material: Material,
+    name: str,
+    title: str,
+    how: str,
+    pairs: Sequence[tuple[str, str]],
+    by: str | None,
+    *,
+    chances: Mapping[str, float] | None = None,
+    columns: int = COLUMNS,
+) -> Sheet | None:
+    """A panel per (subject, metric), every trial a line coloured by the level of a parameter.
+
+    Args:
+        material: the tables.
+        name: of the files.
+        title: of the figure.
+        how: how to read it.
+        pairs: subject and metric of each panel.
+        by: the parameter; None: one colour.
+        chances: subject -> its chance level, a dashed line.
+        columns: panels side by side.
+    """
+    tables = {pair: material.metric(pair[1], pair[0]) for pair in pairs}
+    pairs = [pair for pair in pairs if tables[pair].num_rows]
+    if not pairs:
+        return None
+    notes = []
+    if len(pairs) > MAX_PANELS:
+        notes.append(f"{len(pairs) - MAX_PANELS} of {len(pairs)} panels left out")
+        pairs = pairs[:MAX_PANELS]
+    trials = material.trials.select(
+        list(dict.fromkeys(["trial_id", "config_id", "seed", "status", *([by] if by else [])]))
+    )
+    have = pc.unique(pa.concat_tables(tables[pair] for pair in pairs)["trial_id"])
+    known = lines.drawable(trials.filter(pc.is_in(trials["trial_id"], value_set=have)))
+    chosen = few_of(known, by)
+    if chosen.num_rows < known.num_rows:
+        notes.append(f"{chosen.num_rows} of {known.num_rows} trials drawn; means are over all")
+    figure, grid = panels(len(pairs), 2.1, columns=columns)
+    drawn: dict[str, Axes] = {}
+    single = len({metric for _, metric in pairs}) == 1
+    for ax, (subject, metric) in zip(grid, pairs, strict=True):
+        lines.draw_metric(ax, trials, tables[subject, metric], by, chosen)
+        if chances and subject in chances:
+            draw.draw_chance(ax, chances[subject])
+        ax.set_title(wrapped(draw.short(subject)), fontsize=8)
+        if not single:
+            ax.set_ylabel(AXIS_LABELS.get(metric, metric), fontsize=7)
+        ax.tick_params(which="both", labelsize=7)
+        drawn[subject if single else f"{subject} {metric}"] = ax
+    if single:
+        figure.supylabel(AXIS_LABELS.get(pairs[0][1], pairs[0][1]), fontsize=8)
+    label_bottom(grid, STEP_LABEL, columns)
+    figure.suptitle(title, fontsize=10)
+    if by is not None:
+        handles = lines.legend_of(trials, known, by)
+        figure.legend(
+            handles=handles, title=by, loc="outside lower center", ncols=4, fontsize=7,
+            title_fontsize=8,
+        )  # fmt: skip
+    rows = pa.concat_tables(tables[pair] for pair in pairs)
+    notes = [*hidden_of(rows), *notes]
+    numbers = draw.lines_table(drawn, trials)
+    return Sheet(name, title, how, figure, numbers, notes)
+
+
+def series_sheet(
+    material: Material,
+    name: str,
+    title: str,
+    how: str,
+    label: str,
+    drawn: Sequence[tuple[str, Configuration, Series]],
+    colours: Mapping[str, str],
+    styles: Mapping[str, str] | None,
+    *,
+    log: bool = False,
+    columns: int = COLUMNS,
+    notes: Sequence[str] = (),
+) -> Sheet:
+    """A panel per entry of `drawn` (title, configuration, series), every seed a line.
+
+    Args:
+        material: the tables.
+        name: of the files.
+        title: of the figure.
+        how: how to read it.
+        label: of the value axis.
+        drawn: the panels.
+        colours: of each series.
+        styles: likewise.
+        log: whether the value axis is logarithmic where all values are positive.
+        columns: panels side by side.
+        notes: what was hidden or left out.
+    """
+    figure, grid = panels(len(drawn), 2.1, columns=columns)
+    by_title: dict[str, Axes] = {}
+    for ax, (of, configuration, series) in zip(grid, drawn, strict=True):
+        draw.draw_seeds(ax, configuration, series, colours, styles)
+        if log:
+            draw.logarithmic_if_positive(ax)
+        ax.set_title(wrapped(of), fontsize=8)
+        by_title[of] = ax
+    figure.supylabel(label, fontsize=8)
+    label_bottom(grid, STEP_LABEL, columns)
+    figure.suptitle(title, fontsize=10)
+    handles = draw.legend_lines(colours, styles)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7)
+    return Sheet(name, title, how, figure, draw.lines_table(by_title, material.trials), notes)
