@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from spectral import Coupling, CouplingEnd, MatrixView, discover
 from tasks.models.transformer import Transformer
-from tasks.transformer_matrices import attention_couplings, attention_views
 from tasks.random import Streams
+from tasks.transformer_matrices import attention_couplings, attention_views
 
 KINDS = ("initial", "collapsed", "power law")
 

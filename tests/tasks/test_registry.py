@@ -107,11 +107,12 @@ def test_an_edited_file_is_imported_anew(write, tmp_path):
 
 def test_an_unknown_name_is_answered_with_the_nearest_and_all_available():
     own = "a task of your own is written path/to/file.py:Class"
+    names = ", ".join(sorted(available()))
     assert message("modular_adition") == (
         "unknown task 'modular_adition' (did you mean modular_addition?); "
-        f"available: modular_addition; {own}"
+        f"available: {names}; {own}"
     )
-    assert message("xyz") == f"unknown task 'xyz'; available: modular_addition; {own}"
+    assert message("xyz") == f"unknown task 'xyz'; available: {names}; {own}"
 
 
 def test_a_missing_file_is_named_in_full(tmp_path):
