@@ -6,11 +6,22 @@ import argparse
 import time
 from datetime import UTC, datetime
 
-from benchmarks import bounds, demo, figures, orchestration, overhead, page, snapshots, spectra
+from benchmarks import (
+    bounds,
+    demo,
+    figures,
+    orchestration,
+    overhead,
+    page,
+    snapshots,
+    spectra,
+    tasks,
+)
 
 MEASURE = {
     "demo": demo.measure,
     "overhead": overhead.measure,
+    "tasks": tasks.measure,
     "snapshots": snapshots.measure,
     "spectra": spectra.measure,
     "bounds": bounds.measure,

@@ -46,6 +46,17 @@ off, two workers. Overhead: (last end - first start) of a slot / its trials, les
 process. It includes making each trial's rows durable, so the disk's latency stands beside it.
 "`run_group` alone" is one process without Ray: its own calls, timed one by one.
 """,
+    "tasks": """## A step of each task, beside a bare torch loop
+
+The same module, data, batch size and optimiser in plain torch (`benchmarks/tasks_bare.py`:
+`torch.optim`, torch's losses and random numbers, the data as tensors on the device) and under
+`train_step`, which adds counter-based random numbers, the search for the first non-finite number
+and the machinery of groups. One thread; a process per setting, in which the loops take turns;
+seconds per step, of stackable tasks also per trial in a group of four. The claim is for stackable
+tasks in the group, for the others alone. "(paper)" is the model of the paper's size; images and
+texts are the embedded ones. No GPU: `python -m benchmarks.tasks NAME --device cuda` is the
+measurement.
+""",
     "orchestration": f"""## Beside Ray Tune
 
 The trials of `benchmarks/tiny.yaml` (200 AdamW steps, 10 snapshots) under `sweep run` and under Ray
