@@ -112,7 +112,7 @@ def _grokking(opened: dict[str, Results]) -> list[str]:
         big, small = facts.sizes(most), facts.sizes(decay, "weight_decay = 1.0")
         parts += [
             "## G3: generalising from most of the data, without decay\n",
-            "The paper: it generalises early, rank falls, and norms exceed the grokked network's.\n",
+            "The paper: it generalises early, rank falls, norms exceed the grokked network's.\n",
             str(facts.errors(most, ["train_fraction"])) + "\n",
             str(facts.rank_falls(most)) + "\n",
             str(
@@ -193,7 +193,8 @@ def _settling(opened: dict[str, Results]) -> list[str]:
         "The paper: the leading vectors agree with the final ones before the others do. For every",
         "matrix with at least 20 measured vectors and every seed: does the mean agreement of the",
         "leading ten reach a level, for good, at an earlier snapshot than that of the last ten?",
-        "Where both do so only at the last snapshot, which agrees with itself, they do it together.\n",
+        "Where both do so only at the last snapshot, which agrees with itself, they do it",
+        "together.\n",
     ]
     for name, title in found.items():
         parts += [f"### {title}\n", str(facts.settling(opened[name])) + "\n"]
@@ -214,8 +215,8 @@ def _decay(opened: dict[str, Results]) -> list[str]:
         return []
     parts = [
         "## W1: more weight decay, less rank\n",
-        "The paper: rank at the end falls with weight decay, until norms collapse. Collapsed matrices",
-        "are counted and not shown. W3, in the second table: does the loss of the top half come",
+        "The paper: rank at the end falls with weight decay, until norms collapse. Collapsed",
+        "matrices are counted and not shown. W3, in the second table: does the loss of the top half come",
         "closer to the full model's?\n",
     ]
     for name, title in found.items():
@@ -249,8 +250,8 @@ def _labels(opened: dict[str, Results]) -> list[str]:
         return []
     return [
         "## R1, R2: random labels\n",
-        "The paper: an MLP fits true and random labels alike, and its inner layers end with a higher",
-        "rank on random ones. Errors at the end:\n",
+        "The paper: an MLP fits true and random labels alike, and its inner layers end with a",
+        "higher rank on random ones. Errors at the end:\n",
         str(facts.errors(results, ["labels"])) + "\n",
         "Rank at the end, with the given labels and with one permutation of them:\n",
         str(_by_labels(results)) + "\n",
