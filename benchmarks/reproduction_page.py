@@ -216,8 +216,8 @@ def _decay(opened: dict[str, Results]) -> list[str]:
     parts = [
         "## W1: more weight decay, less rank\n",
         "The paper: rank at the end falls with weight decay, until norms collapse. Collapsed",
-        "matrices are counted and not shown. W3, in the second table: does the loss of the top half come",
-        "closer to the full model's?\n",
+        "matrices are counted and not shown. W3, in the second table: does the loss of the top",
+        "half come closer to the full model's?\n",
     ]
     for name, title in found.items():
         results = opened[name]
