@@ -43,10 +43,10 @@ def main() -> None:
             f"storage={folder}",
         ]
         sweep = str(Path(sys.executable).with_name("sweep"))
-        command = [sweep, "{}", "sweeps/image_classification.yaml"]
+        file = ["sweeps/image_classification.yaml"]
         for override in overrides:
-            command += ["--set", override]
-        run = [word.format("run") for word in command] + ["--in-process"]
+            file += ["--set", override]
+        run = [sweep, "run", *file, "--in-process"]
         subprocess.run(run, cwd=REPOSITORY, env=environment_of_a_worker(), check=True)
         root = Path(folder) / "image_classification"
         sizes = {
@@ -55,7 +55,7 @@ def main() -> None:
             if (root / table).is_dir()
         }
         plan = subprocess.run(
-            [word.format("plan") for word in command] + ["--json"],
+            [sweep, "plan", *file, "--json"],
             cwd=REPOSITORY,
             check=True,
             capture_output=True,
