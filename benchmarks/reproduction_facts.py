@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ import numpy as np
 from orchestrator import Results
 
 RANK = "effective_rank/normalised"
+PART = re.compile(r"\[|\.attention\.(query|key|value)$")
+WHOLE = f"NOT regexp_matches(subject, '{PART.pattern}')"
+"""Matrices as the paper counts them: no heads, thirds of in_proj or halves of columns."""
 SETTLED = (0.5, 0.9)
 """Agreement with the final vectors from which on they count as settled."""
 LEARNED = 0.02
@@ -39,7 +43,7 @@ def ends(results: Results, where: str = "true") -> list[dict[str, Any]]:
                arg_min(value, step) AS first, arg_max(value, step) AS last,
                arg_max(flag, step) FILTER (flag IS NOT NULL) AS flag
         FROM scalars JOIN trials USING (trial_id)
-        WHERE metric = '{RANK}' AND status = 'completed' AND NOT contains(subject, '[')
+        WHERE metric = '{RANK}' AND status = 'completed' AND {WHOLE}
               AND ({where})
         GROUP BY trial_id, subject ORDER BY subject, seed
         """
@@ -101,7 +105,7 @@ def settling(results: Results) -> Table:
     spectra = results.spectra(quantity="agreement/final").to_pylist()
     by_series: dict[tuple[str, str], list[tuple[int, np.ndarray]]] = defaultdict(list)
     for row in spectra:
-        if "[" not in row["subject"]:
+        if not PART.search(row["subject"]):
             values = np.asarray(row["values"], dtype=float)
             by_series[row["trial_id"], row["subject"]].append((row["step"], values))
     rows = []
@@ -130,7 +134,7 @@ def rank_by(results: Results, parameter: str, where: str = "true") -> Table:
         SELECT subject, {parameter} AS level, seed, arg_max(value, step) AS last,
                arg_max(coalesce(flag, ''), step) AS flag
         FROM scalars JOIN trials USING (trial_id)
-        WHERE metric = '{RANK}' AND status = 'completed' AND NOT contains(subject, '[')
+        WHERE metric = '{RANK}' AND status = 'completed' AND {WHOLE}
               AND ({where})
         GROUP BY trial_id, subject, level, seed
         """
@@ -194,16 +198,19 @@ def errors(results: Results, columns: Sequence[str]) -> Table:
 
 
 def steepest(results: Results) -> Table:
-    """G1: where rank falls most between two snapshots, beside where the validation error does."""
+    """G1: where rank falls most after the training set is fitted, beside the validation error."""
     found = results.sql(
         f"""
-        WITH moves AS (
+        WITH fitted AS (
+            SELECT trial_id, min(step) AS since FROM scalars
+            WHERE metric = 'error' AND subject = 'train' AND value < {LEARNED} GROUP BY trial_id
+        ), moves AS (
             SELECT trial_id, subject, metric, step,
                    value - lag(value) OVER (PARTITION BY trial_id, subject, metric ORDER BY step)
                        AS change
-            FROM scalars JOIN trials USING (trial_id)
-            WHERE (metric = '{RANK}' AND NOT contains(subject, '['))
-                  OR (metric = 'error' AND subject = 'val')
+            FROM scalars JOIN fitted USING (trial_id)
+            WHERE step >= since AND ((metric = '{RANK}' AND {WHOLE})
+                                     OR (metric = 'error' AND subject = 'val'))
         )
         SELECT weight_decay, seed, subject, metric, arg_min(step, change) AS step,
                min(change) AS change
@@ -217,18 +224,41 @@ def steepest(results: Results) -> Table:
         if row["metric"] == "error":
             own["val"] = row
         else:
-            own["ranks"].append(row["step"])
-    table = [
-        (
-            f"{decay:g}",
-            str(seed),
-            f"{own['val']['step']} ({own['val']['change']:+.2f})",
-            f"{int(np.median(own['ranks']))} ({min(own['ranks'])} to {max(own['ranks'])})",
+            own["ranks"].append(row)
+    table = []
+    for (decay, seed), own in sorted(rows.items()):
+        steps = [row["step"] for row in own["ranks"]]
+        changes = [row["change"] for row in own["ranks"]]
+        table.append(
+            (
+                f"{decay:g}",
+                str(seed),
+                f"{own['val']['step']} ({own['val']['change']:+.2f})",
+                f"{int(np.median(steps))} ({min(steps)} to {max(steps)})",
+                f"{np.median(changes):+.2f}",
+            )
         )
-        for (decay, seed), own in sorted(rows.items())
-    ]
-    header = ("weight_decay", "seed", "largest drop of val error", "of rank: median (range)")
+    header = (
+        "weight_decay",
+        "seed",
+        "largest drop of val error",
+        "of ranks: median (range) of the steps",
+        "median of the drops",
+    )
     return Table(header, table)
+
+
+def generalised(results: Results, where: str = "true") -> str:
+    """How many trials have a validation error below `LEARNED` at the end."""
+    row = results.sql(
+        f"""
+        SELECT count(*) FILTER (last < {LEARNED}) AS n, count(*) AS total FROM (
+            SELECT trial_id, arg_max(value, step) AS last
+            FROM scalars JOIN trials USING (trial_id)
+            WHERE metric = 'error' AND subject = 'val' AND ({where}) GROUP BY trial_id)
+        """
+    ).to_pylist()[0]
+    return f"{row['n']} of {row['total']}"
 
 
 def sizes(results: Results, where: str = "true") -> dict[str, tuple[float, float]]:
@@ -238,7 +268,7 @@ def sizes(results: Results, where: str = "true") -> dict[str, tuple[float, float
         SELECT metric, median(last) AS value FROM (
             SELECT trial_id, subject, metric, arg_max(value, step) AS last
             FROM scalars JOIN trials USING (trial_id)
-            WHERE metric IN ('norm/spectral', 'norm/frobenius') AND NOT contains(subject, '[')
+            WHERE metric IN ('norm/spectral', 'norm/frobenius') AND {WHOLE}
                   AND ({where})
             GROUP BY trial_id, subject, metric)
         GROUP BY metric

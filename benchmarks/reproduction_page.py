@@ -46,8 +46,9 @@ sweep report results/reproduction/NAME   # every figure of one of them
 ```
 
 Ranks are normalised effective ranks, exp(entropy) / R. "0.5 (0.4 to 0.6)" is the median and the
-range over seeds. Heads of attention are left out. Vectors that the weights do not determine have no
-agreement. Seconds are from the first trial's start to the last one's end on two cores.
+range over seeds. Parts of matrices (heads, thirds of `in_proj`) are left out. Vectors that the
+weights do not determine have no agreement. Seconds are from the first trial's start to the last
+one's end on two cores.
 
 | twin | trials | seconds |
 |---|---|---|
@@ -61,11 +62,51 @@ def write(results: Path, twins: Sequence[str]) -> Path:
     times = _times(opened)
     minutes = round(sum(seconds for _, _, seconds in times) / 60)
     rows = "\n".join(f"| `{name}` | {trials} | {s:.0f} |" for name, trials, s in times)
-    parts = [HEAD.format(minutes=minutes, times=rows), *_grokking(opened)]
+    parts = [HEAD.format(minutes=minutes, times=rows), *_summary(opened), *_grokking(opened)]
     parts += [*_falling(opened), *_pruning(opened), *_settling(opened), *_decay(opened)]
     parts += _labels(opened)
     PAGE.write_text("\n".join(parts).rstrip() + "\n")
     return PAGE
+
+
+def _summary(opened: dict[str, Results]) -> list[str]:
+    """One line per finding and twin: counts, which the sections below break down."""
+    rows: list[tuple[str, ...]] = []
+    if (decay := opened.get("modular_addition_decay_small")) is not None:
+        for level, finding in ((1.0, "G1"), (0.0, "G2")):
+            count = facts.generalised(decay, f"weight_decay = {level}")
+            rows.append((finding, f"val error below {facts.LEARNED} at decay {level:g}", count))
+    if (most := opened.get("modular_addition_most_data_small")) is not None:
+        rows.append(("G3", "val error below 0.02 at 90 %, no decay", facts.generalised(most)))
+    for name, title in BASES.items():
+        if name in opened:
+            fell, total, trials = facts.fell_of_all(opened[name])
+            what = f"{title}: matrices whose rank fell in all {trials} seeds"
+            rows.append(("B1", what, f"{fell} of {total}"))
+    for name, title in BASES.items():
+        if name in opened:
+            val = facts.pruned(opened[name]).rows[1]
+            what = f"{title}, val loss: full, top half, bottom half (medians)"
+            rows.append(("B2", what, ", ".join(cell.partition(" ")[0] for cell in val[1:])))
+    for name, title in BASES.items():
+        if name in opened:
+            half = facts.settling(opened[name]).rows[0]
+            what = f"{title}: leading ten settle before, with, after the last ten"
+            rows.append(("B5", what, ", ".join(half[1:4])))
+    for name, title in DECAYS.items():
+        if name in opened:
+            table = facts.rank_by(opened[name], "weight_decay")
+            ends = [row[-1].split(" of ") for row in table.rows]
+            fell = sum(int(count) for count, _ in ends)
+            what = f"{title}: rank lower at the largest decay than at none, (matrix, seed)"
+            rows.append(("W1", what, f"{fell} of {sum(int(total) for _, total in ends)}"))
+    if (labels := opened.get("random_labels_small")) is not None:
+        inner = [row for row in _by_labels(labels).rows if row[0] in ("`layers.1`", "`layers.2`")]
+        count = sum(int(row[-1].partition(" ")[0]) for row in inner)
+        total = sum(int(row[-1].split()[2]) for row in inner)
+        what = "inner layers with a higher rank on permuted labels, (matrix, seed)"
+        rows.append(("R2", what, f"{count} of {total}"))
+    return [str(facts.Table(("finding", "what is counted", "count"), rows)) + "\n"]
 
 
 def _times(opened: dict[str, Results]) -> list[tuple[str, int, float]]:
@@ -93,7 +134,8 @@ def _grokking(opened: dict[str, Results]) -> list[str]:
         "neither happens.",
         f"A set is fitted at the first evaluation with an error below {facts.LEARNED}.\n",
         str(facts.errors(decay, ["weight_decay"])) + "\n",
-        "Where each falls most between two of the log-spaced snapshots:\n",
+        "Where each falls most between two neighbouring evaluations or snapshots, once the",
+        "training set is fitted:\n",
         str(facts.steepest(decay)) + "\n",
         "Rank at the end, by weight decay:\n",
         str(facts.rank_by(decay, "weight_decay")) + "\n",
