@@ -167,8 +167,11 @@ def time_setting(setting: Setting, repeats: int, device: str) -> dict[str, list[
     import torch
 
     from benchmarks import tasks_bare
+    from tasks.precision import exact_float32
 
     torch.set_num_threads(1)
+    if device != "cpu":
+        exact_float32()  # as a trial does
     steps = {
         "bare": (tasks_bare.loop(setting.task, setting.fields, device), 1),
         "alone": (_ours(setting, 1, device), 1),

@@ -163,9 +163,19 @@ def _description(facts: str, threads: int, device: str) -> bytes:
         "flags": {
             **{name: os.environ.get(name) for name in (*DETERMINISM, "OMP_NUM_THREADS")},
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "cudnn_tf32": device.startswith("cuda") and _cudnn_tf32(),
         },
     }
     return json.dumps(described, sort_keys=True, indent=1).encode()
+
+
+def _cudnn_tf32() -> bool:
+    """Whether convolutions or LSTMs in float32 are rounded to TF32 on a GPU."""
+    import torch
+
+    cudnn: Any = torch.backends.cudnn  # its attributes are made when it is imported
+    # not `allow_tf32`, which raises if a task's code set one of these two
+    return "tf32" in (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision)
 
 
 def _version(name: str) -> str:

@@ -31,6 +31,7 @@ from orchestrator.measuring import Measurer
 from orchestrator.rows import Buffer
 from spectral import ScalarRow
 from tasks import TaskError, data, resolve, source_hash
+from tasks.precision import exact_float32
 from tasks.training import evaluate, make_streams, start, train_step
 
 _source_of = functools.cache(source_hash)
@@ -158,6 +159,8 @@ class _Attempt:
     def run(self, progress: Callable[[Progress], None], stop: Callable[[], bool]) -> GroupResult:
         torch.set_num_threads(self.context.threads)
         data.use(self.context.data or None)
+        if self.context.device.startswith("cuda"):
+            exact_float32()
         self.environment = environment.record(
             self.root,
             self.context.facts,

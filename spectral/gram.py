@@ -53,7 +53,8 @@ def peaks_and_scales(weights: Tensor) -> tuple[Tensor, Tensor]:
         least, largest = weights.flatten(1).aminmax(dim=1)
     peaks = torch.maximum(-least, largest).double()
     if peaks.device.type == "cpu" and peaks.dim() == 0:
-        return peaks, torch.tensor(scale_below(peaks.item()), dtype=torch.float64)
+        scale = scale_below(peaks.item())
+        return peaks, torch.tensor(scale, dtype=torch.float64, device=peaks.device)
     exponents = torch.frexp(peaks).exponent - 1
     usable = torch.isfinite(peaks) & (peaks != 0.0)
     one = torch.ones_like(peaks)

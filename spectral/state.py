@@ -46,8 +46,8 @@ def initial_norms(
         ValueError: the state is of other views or of another number of trials.
     """
     if state is None:
-        new = {_NORM + name: torch.tensor(norms[:, i]) for i, name in enumerate(names)}
-        return new, norms
+        of_names = zip(names, norms.T, strict=True)
+        return {_NORM + name: torch.tensor(each, device="cpu") for name, each in of_names}, norms
     columns = []
     for name in names:
         known = state.get(_NORM + name)
@@ -79,7 +79,7 @@ def remember_vectors(
         )
         for own in vectors
     ]
-    state[f"{slot}/known/{name}"] = torch.tensor(np.stack(known))
+    state[f"{slot}/known/{name}"] = torch.tensor(np.stack(known), device="cpu")
 
 
 def recalled_vectors(

@@ -39,9 +39,11 @@ def mel_filters() -> Tensor:
         float32 [201, 40], 1/Hz: a power spectrum from 0 to 8 kHz times this is a mel spectrum.
     """
     top = 2595.0 * math.log10(1.0 + SAMPLE_RATE / 2 / 700.0)
-    mel = torch.linspace(0.0, top, MELS + 2, dtype=torch.float64)
+    # A caller may be working under a default device, and what is kept here is for all of them.
+    with torch.device("cpu"):
+        mel = torch.linspace(0.0, top, MELS + 2, dtype=torch.float64)
+        bins = torch.linspace(0.0, SAMPLE_RATE / 2, WINDOW // 2 + 1, dtype=torch.float64)[:, None]
     edge = 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
-    bins = torch.linspace(0.0, SAMPLE_RATE / 2, WINDOW // 2 + 1, dtype=torch.float64)[:, None]
     lower, centre, upper = edge[:-2], edge[1:-1], edge[2:]
     rising = (bins - lower) / (centre - lower)
     falling = (upper - bins) / (upper - centre)
@@ -62,17 +64,19 @@ def mel_spectrogram(wave: Tensor) -> Tensor:
         wave,
         WINDOW,
         HOP,
-        window=torch.hann_window(WINDOW),
+        window=torch.hann_window(WINDOW, device=wave.device),
         center=True,
         pad_mode="reflect",
         return_complex=True,
     )
     power = spectrum.real.square() + spectrum.imag.square()
-    return power.mT @ mel_filters()
+    return power.mT @ mel_filters().to(wave.device)
 
 
 def normalised(mel: Tensor) -> Tensor:
     """Each band of one utterance to mean 0 and standard deviation 1, then means of 3 frames.
+
+    The deviation is that of a sample, with frames - 1 in the denominator, as the paper's.
 
     Args:
         mel: float32 [frames, 40].
@@ -81,10 +85,11 @@ def normalised(mel: Tensor) -> Tensor:
         float32 [frames // 3, 40]; one or two frames at the end are left out. A band that does not
         change becomes 0.
     """
-    spread = mel.std(0, correction=0).clamp_min(_SILENCE)
+    # One frame has no deviation as a sample; as a population it has 0, and becomes 0.
+    spread = mel.std(0, correction=0 if len(mel) == 1 else 1).clamp_min(_SILENCE)
     mel = (mel - mel.mean(0)) / spread
     whole = len(mel) // AVERAGED
-    return mel[: whole * AVERAGED].reshape(whole, AVERAGED, -1).mean(1)
+    return mel[: whole * AVERAGED].reshape(whole, AVERAGED, mel.shape[1]).mean(1)
 
 
 def features(wave: Tensor) -> Tensor:
@@ -97,7 +102,7 @@ def features(wave: Tensor) -> Tensor:
         float32 [frames, 40], 33.3 frames per second; none if there are 200 samples or fewer.
     """
     if len(wave) <= WINDOW // 2:
-        return torch.zeros(0, MELS)
+        return torch.zeros(0, MELS, device=wave.device)
     return normalised(mel_spectrogram(wave))
 
 

@@ -157,6 +157,12 @@ class TrainingConfig(BaseModel):
                 f"schedule_every ({self.schedule_every}) has no effect with schedule: constant "
                 "and no warmup; leave it out"
             )
+        if self.schedule_every > self.warmup > 0:
+            problems.append(
+                f"schedule_every ({self.schedule_every}) is longer than the warmup "
+                f"({self.warmup}): the learning rate would stay 0 until step "
+                f"{self.schedule_every}; make the warmup longer or leave it out"
+            )
         if self.schedule == "steps":
             problems += self._milestone_problems()
         return self._without(problems)

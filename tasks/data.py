@@ -88,7 +88,7 @@ def missing(name: str) -> list[str]:
     if not any(files.paths for files in found.values()):
         return [
             f"data set {name} is not on this machine: looked in {here}. Download it there "
-            f"(about {_size(known.num_bytes)}) with: {known.command(here)}. Or name the folder "
+            f"(about {known.size}) with: {known.command(here)}. Or name the folder "
             f"that holds a folder {name!r} in the sweep file's `data:` or in ${ENVIRONMENT}."
         ]
     lacking = [_lacking(known, split, files) for split, files in found.items()]
@@ -107,7 +107,8 @@ def open_split(name: str, split: str) -> Dataset:
 
     Raises:
         MissingDataError: it, or a file of this split, is not on this machine.
-        CorruptDataError: it is, and cannot be read; names the file, or the folder of several.
+        CorruptDataError: it is, and cannot be read, or has not as many rows as it should; names the
+            file, or the folder of several.
     """
     known = SETS[name]
     if not _installed() or not any(_find(known, each).paths for each in (*known.splits, split)):
@@ -122,6 +123,13 @@ def open_split(name: str, split: str) -> Dataset:
             f"{', '.join(map(str, folders))}. Keep one of them."
         )
     opened = _READERS[files.kind](list(files.paths))
+    expected = known.rows.get(split, len(opened))
+    if len(opened) != expected:
+        raise CorruptDataError(
+            f"{place(name, split)} has {len(opened):,} rows, and split {split!r} of data set "
+            f"{name} should have {expected:,}. Remove it and download it again: "
+            f"{known.command(folder() / name)}"
+        )
     for column, feature in opened.features.items():
         if getattr(feature, "decode", False):
             opened = opened.cast_column(column, replace(feature, decode=False))
@@ -290,10 +298,3 @@ def _corrupt(place: Path) -> Iterator[None]:
             f"{place} cannot be read: {first or type(root).__name__}. Remove it and download it "
             "again."
         ) from error
-
-
-def _size(num_bytes: int) -> str:
-    for unit, scale in (("GB", 10**9), ("MB", 10**6)):
-        if num_bytes >= scale:
-            return f"{num_bytes / scale:.3g} {unit}"
-    return f"{num_bytes} bytes"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -18,6 +19,7 @@ class DataSet:
         num_bytes: of what is downloaded, about.
         splits: those that tasks read.
         include: patterns of the files that are needed; empty: all.
+        rows: how many a split has, where nobody else would notice that some are lacking.
     """
 
     name: str
@@ -26,6 +28,15 @@ class DataSet:
     num_bytes: int
     splits: tuple[str, ...] = ("train",)
     include: tuple[str, ...] = ()
+    rows: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def size(self) -> str:
+        """`num_bytes` for the reader."""
+        for unit, scale in (("GB", 10**9), ("MB", 10**6)):
+            if self.num_bytes >= scale:
+                return f"{self.num_bytes / scale:.3g} {unit}"
+        return f"{self.num_bytes} bytes"
 
     def command(self, target: Path) -> str:
         """The shell command that downloads it into a folder."""
@@ -56,6 +67,7 @@ SETS: dict[str, DataSet] = {
             310_000_000,
             ("train", "validation"),
             ("wikitext-103-v1/*",),
+            {"train": 1_801_350, "validation": 3_760},
         ),
     )
 }

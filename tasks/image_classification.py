@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from spectral.views import Coupling
 from tasks import images
-from tasks.config import PerTrial, TrainingConfig
+from tasks.config import PerTrial, StreamSeed, TrainingConfig
 from tasks.image_matrices import image_couplings
 from tasks.images import SOURCES, ImageData
-from tasks.losses import cross_entropy
+from tasks.losses import cross_entropy, number_of
 from tasks.models.mlp import MLP
 from tasks.models.resnet import ResNet18
 from tasks.models.vgg import VGG16
@@ -58,6 +58,8 @@ class ImageClassificationConfig(TrainingConfig):
     """mlp: linear layers, the output included"""
     batch_size: Annotated[int, Field(ge=1)] | None = 128
     """examples per step; none: all of them"""
+    labels_seed: StreamSeed = None
+    """seed of labels that are permuted, random or noisy, unread with others; none: the trial's"""
     micro_batches: Annotated[int, Field(ge=1)] = 1
     """equal parts in which a step is processed; batch normalisation sees one part at a time"""
 
@@ -111,7 +113,7 @@ class ImageClassificationConfig(TrainingConfig):
         if self.batch_size is not None and self.batch_size > self.num_train:
             raise ValueError(
                 f"batch_size ({self.batch_size}) exceeds the {self.num_train} training images; "
-                "set it to none to train on all of them"
+                "set it to null to train on all of them"
             )
         if self.batch_size is None and self.order_seed is not None:
             raise ValueError(
@@ -178,7 +180,8 @@ class ImageClassification(Task):
         """Cross-entropy, summed over the images."""
         labels = batch["labels"]
         logits = forward(self._inputs(batch["index"]))
-        return cross_entropy(logits, labels).sum(), torch.tensor(labels.shape[0])
+        losses = cross_entropy(logits, labels)
+        return losses.sum(), number_of(losses)
 
     def eval_data(self, streams: Streams, split: str) -> Batch:
         """`index` int64 [K, images] into the pool and `labels` int64 [K, images]."""
@@ -202,7 +205,7 @@ class ImageClassification(Task):
         logits = forward(self._inputs(data["index"]))
         losses = cross_entropy(logits, labels)
         wrong = logits.argmax(-1) != labels
-        count = torch.tensor(labels.shape[0])
+        count = number_of(losses)
         return {"loss": (losses.double().sum(), count), "error": (wrong.double().sum(), count)}
 
     def couplings(self, model: nn.Module) -> list[Coupling]:

@@ -17,6 +17,7 @@ from spectral.views import Coupling, CouplingEnd, MatrixView, discover
 from tasks import images
 from tasks.config import AsTuple, TrainingConfig
 from tasks.diffusion import TIME_STEPS, noise_of, noised
+from tasks.losses import number_of
 from tasks.models.unet import FIRST_GROUPS, UNet, map_sizes
 from tasks.random import Streams, initialise_
 from tasks.task import Batch, Forward, Task
@@ -84,7 +85,7 @@ class ImageGenerationConfig(TrainingConfig):
             if value is not None and value > train:
                 raise ValueError(
                     f"{name} ({value}) exceeds the {train} training images; "
-                    "write none to take all of them"
+                    "write null to take all of them"
                 )
         if self.batch_size is None and self.order_seed is not None:
             raise ValueError(
@@ -160,7 +161,7 @@ class ImageGeneration(Task):
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum over the images of the mean squared error over the pixels."""
         errors = self._errors(forward, batch)
-        return errors.sum(), torch.tensor(errors.shape[0])
+        return errors.sum(), number_of(errors)
 
     def eval_data(self, streams: Streams, split: str) -> Batch:
         """What becomes noisy images, each int64 [K, n].
@@ -176,7 +177,7 @@ class ImageGeneration(Task):
     def evaluate(self, forward: Forward, data: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """The same sum, in float64."""
         errors = self._errors(forward, data)
-        return {"loss": (errors.double().sum(), torch.tensor(errors.shape[0]))}
+        return {"loss": (errors.double().sum(), number_of(errors))}
 
     def views(self, model: nn.Module) -> list[MatrixView]:
         """`time`, `conv1` ... `conv4`, `dense1` ... `dense7`, `tconv4` ... `tconv1`: 16."""

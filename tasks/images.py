@@ -67,13 +67,13 @@ SOURCES: dict[str, Source] = {
     "cifar10": Source(
         50_000, 3, 32, 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), ("img", "label")
     ),
-    # likewise over all pixels of the 50,000; as in general use, not measured by us
+    # likewise, from their code; we have not measured them
     "cifar100": Source(
         50_000,
         3,
         32,
         100,
-        (0.5071, 0.4865, 0.4409),
+        (0.5071, 0.4866, 0.4409),
         (0.2673, 0.2564, 0.2762),
         ("img", "fine_label"),
     ),

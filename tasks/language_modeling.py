@@ -16,7 +16,7 @@ from spectral.views import Coupling, MatrixView
 from tasks import text
 from tasks.config import TrainingConfig
 from tasks.data import folder
-from tasks.losses import cross_entropy
+from tasks.losses import cross_entropy, number_of
 from tasks.models.transformer import Transformer
 from tasks.random import Streams
 from tasks.task import Batch, Forward, Task, TaskError
@@ -41,6 +41,8 @@ class LanguageModelingConfig(TrainingConfig):
     """text: the documentation that ships with Python, or WikiText-103 in GPT-NeoX's tokens"""
     vocabulary: Annotated[int, Field(ge=64, le=4096)] | None = None
     """python_docs: size of a byte-pair vocabulary trained on it; none: its 37 characters"""
+    clean: bool = True
+    """wikitext103: lower case without punctuation, as the paper says; false: raw, as its code"""
     context: Annotated[int, Field(ge=1, le=65536)] = 2048
     """tokens that the model sees; an example is one more, its last only predicted"""
     width: Annotated[int, Field(ge=1)] = 768
@@ -85,6 +87,11 @@ class LanguageModelingConfig(TrainingConfig):
                         f"{name} ({value}) has no effect with data: wikitext103, whose tokens and "
                         "split are given; leave it out"
                     )
+        elif not self.clean:
+            problems.append(
+                f"clean (False) has no effect with data: {self.data}, a text that is always "
+                "cleaned; leave it out"
+            )
         return self._without(problems)
 
 
@@ -153,7 +160,8 @@ class LanguageModeling(Task):
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy at every position."""
         logits, labels = _predicted(forward, batch["tokens"])
-        return cross_entropy(logits, labels).sum(), torch.tensor(labels.shape[0])
+        losses = cross_entropy(logits, labels)
+        return losses.sum(), number_of(losses)
 
     def eval_data(self, streams: Streams, split: str) -> Batch:
         """`tokens` int64 [K, examples, context + 1]."""
@@ -169,7 +177,7 @@ class LanguageModeling(Task):
         logits, labels = _predicted(forward, data["tokens"])
         losses = cross_entropy(logits, labels)
         wrong = logits.argmax(-1) != labels
-        count = torch.tensor(labels.shape[0])
+        count = number_of(losses)
         return {"loss": (losses.double().sum(), count), "error": (wrong.double().sum(), count)}
 
     def views(self, model: nn.Module) -> list[MatrixView]:
@@ -187,7 +195,8 @@ class LanguageModeling(Task):
         own = {"train": "train", "val": "validation"}[split]
         # python_docs is one text, of which both splits are parts: one entry, not two.
         named = own if c.data == "wikitext103" else "train"
-        return _pool(c.data, named, c.vocabulary, c.context + 1, streams.device, folder())
+        which = (c.data, named, c.vocabulary, c.clean)
+        return _pool(*which, c.context + 1, streams.device, folder())
 
     def _starts(self, streams: Streams, split: str) -> Tensor:
         """Where the examples of a split begin in its text, int64 [K, examples]."""
@@ -225,7 +234,13 @@ def _predicted(forward: Forward, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.lru_cache(maxsize=4)
 def _pool(
-    data: str, split: str, vocabulary: int | None, length: int, device: torch.device, place: Path
+    data: str,
+    split: str,
+    vocabulary: int | None,
+    clean: bool,
+    length: int,
+    device: torch.device,
+    place: Path,
 ) -> tuple[Tensor, Tensor]:
     """A text's token ids as int16 bits, and where its chunks begin; one per process and device.
 
@@ -234,7 +249,7 @@ def _pool(
     Raises:
         TaskError: the text is too short for one chunk, or cannot be had.
     """
-    corpus = text.corpus(data, split, vocabulary)
+    corpus = text.corpus(data, split, vocabulary, clean)
     starts = corpus.starts(length)
     if not len(starts):
         raise TaskError(

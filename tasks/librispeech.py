@@ -1,7 +1,8 @@
 """LibriSpeech as features: computed once per data folder, then mapped into memory.
 
-The 6.7 GB of sound become 2 GB of features in <data folder>/features, which takes minutes; every
-later trial of any process maps that file. Two forms of the data set are read:
+The 6.7 GB of sound become 2 GB of features in <data folder>/features, or below the home folder if
+the data may only be read; that takes minutes, and every later trial of any process maps that file.
+Two forms of the data set are read, with the same result:
 
     <data folder>/librispeech/**/*.parquet, or the cache of `datasets`      see `tasks.data`
     <data folder>/librispeech/LibriSpeech/train-clean-100/SPEAKER/CHAPTER   the unpacked archives:
@@ -16,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import sys
 import time
@@ -31,6 +33,7 @@ from torch import Tensor
 
 from tasks import data
 from tasks.audio import MELS, Utterances, features, missing_readers, read_sound
+from tasks.task import TaskError
 from tasks.transcripts import encode, padded
 
 VERSION = 1
@@ -38,6 +41,9 @@ VERSION = 1
 
 SPLITS = {"train.100": "train-clean-100", "validation": "dev-clean"}
 """Name in Parquet files -> folder of the archives; the first is trained on."""
+
+NUM_UTTERANCES = {"train.100": 28_539, "validation": 2_703}
+"""Utterances of each split; data with another number are refused."""
 
 _SECONDS_BETWEEN_MESSAGES = 20.0
 
@@ -64,28 +70,24 @@ def missing() -> list[str]:
 
 
 def utterances() -> Utterances:
-    """All of train-clean-100, for training, and dev-clean.
+    """All of train-clean-100, for training, and dev-clean; in each by the utterances' ids.
 
     Raises:
         MissingDataError: the data set is not on this machine.
-        CorruptDataError: a file of it cannot be read; names it.
+        CorruptDataError: it is not complete, or a file of it or of the features cannot be read;
+            names the file or the folder.
+        TaskError: the features cannot be written.
     """
     if problems := missing():
         raise data.MissingDataError(" ".join(problems))
-    splits = [_entries(split) for split in SPLITS]
-    entries = [entry for split in splits for entry in split]
-    name = hashlib.sha256("\n".join(f"{e.id_} {e.text}" for e in entries).encode()).hexdigest()
-    place = _writable_folder() / f"librispeech-{VERSION}-{name[:16]}"
-    if not place.is_dir():
-        with _alone(place.with_name(f".{place.name}.lock")):
-            if not place.is_dir():
-                _compute(entries, place)
-    lengths = torch.from_numpy(np.load(place / "lengths.npy"))
-    targets, target_lengths = padded(encode(entry.text) for entry in entries)
-    # Copy on write, because torch refuses memory that is read-only; nothing writes to it.
-    frames = np.memmap(place / "frames.f32", np.float32, "c", shape=(int(lengths.sum()), MELS))
+    # A caller may be working under a default device; what is read here is always on the CPU.
+    with torch.device("cpu"):
+        splits = [_entries(split) for split in SPLITS]
+        entries = [entry for split in splits for entry in split]
+        frames, lengths = _stored(_place(entries), len(entries))
+        targets, target_lengths = padded(encode(entry.text) for entry in entries)
     return Utterances(
-        torch.from_numpy(frames),
+        frames,
         lengths.cumsum(0) - lengths,
         lengths,
         targets.to(torch.uint8),
@@ -104,8 +106,21 @@ def _unpacked() -> Path | None:
 
 
 def _entries(split: str) -> list[_Entry]:
-    folder = _unpacked()
-    return list(_of_folder(folder / SPLITS[split]) if folder else _of_table(split))
+    """A whole split, sorted: its order is the same in both forms, and so are batches."""
+    folder, target = _unpacked(), data.folder() / "librispeech"
+    found = _of_folder(folder / SPLITS[split]) if folder else _of_table(split)
+    entries = sorted(found, key=lambda entry: entry.id_)
+    if len(entries) != NUM_UTTERANCES[split]:
+        where = folder / SPLITS[split] if folder else data.place("librispeech", split)
+        again = (
+            f"Unpack the archive {SPLITS[split]} again"
+            if folder
+            else f"Download it again: {data.SETS['librispeech'].command(target)}"
+        )
+        raise data.CorruptDataError(
+            f"{where}: expected {NUM_UTTERANCES[split]:,} utterances, got {len(entries):,}. {again}"
+        )
+    return entries
 
 
 def _of_folder(folder: Path) -> Iterator[_Entry]:
@@ -129,39 +144,112 @@ def _of_table(split: str) -> Iterator[_Entry]:
     sounds = table.select_columns(["audio"])
 
     def read(row: int, id_: str) -> Tensor:
-        audio = sounds[row].to_pylist()[0]["audio"]
-        source = Path(audio["path"]) if audio["bytes"] is None else audio["bytes"]
-        return read_sound(source, f"{home}, split {split}, utterance {id_}")
+        audio = sounds[row].to_pylist()[0]["audio"] or {"bytes": None, "path": None}
+        where = f"{home}, split {split}, utterance {id_}"
+        if audio["bytes"] is not None:
+            return read_sound(audio["bytes"], where)
+        if audio["path"] is None:
+            raise data.CorruptDataError(
+                f"{where}: there is no sound, and no path of a file with it. Download the data set "
+                "again."
+            )
+        return read_sound(Path(audio["path"]), where)
 
     for row, each in enumerate(texts):
         id_ = each["id"]
         yield _Entry(id_, each["text"], lambda row=row, id_=id_: read(row, id_))  # type: ignore[misc]
 
 
-def _writable_folder() -> Path:
-    """Beside the data sets, or under the home folder if those may only be read."""
-    beside = data.folder()
-    if not os.access(beside, os.W_OK):
-        beside = Path.home() / ".cache" / "spectral-sweeps"
-    return beside / "features"
+def _place(entries: list[_Entry]) -> Path:
+    """The folder of their features; computed first if there is none.
+
+    Beside the data sets, or below the home folder if those may only be read.
+    """
+    key = hashlib.sha256("\n".join(f"{e.id_} {e.text}" for e in entries).encode()).hexdigest()
+    homes = (data.folder(), Path.home() / ".cache" / "spectral-sweeps")
+    folders = list(dict.fromkeys(home / "features" for home in homes))
+    places = [folder / f"librispeech-{VERSION}-{key[:16]}" for folder in folders]
+    for place in places:
+        if place.is_dir():
+            return place
+    for place in places:
+        if _may_write(place.parent):
+            _make(entries, place)
+            return place
+    raise TaskError(
+        f"the features of librispeech cannot be written to {' or '.join(map(str, folders))}. Allow "
+        "that, or name another folder with the data set in the sweep file's `data:` or in "
+        f"${data.ENVIRONMENT}"
+    )
+
+
+def _may_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _make(entries: list[_Entry], place: Path) -> None:
+    """By the first process that comes; the others wait for it."""
+    try:
+        with _alone(place.with_name(f".{place.name}.lock")) as alone:
+            if not place.is_dir():
+                _compute(entries, place, alone)
+    except OSError as error:
+        raise TaskError(
+            f"the features of librispeech cannot be written to {place.parent}: "
+            f"{error.strerror or error}. Make room there, or name another folder with the data set "
+            f"in the sweep file's `data:` or in ${data.ENVIRONMENT}"
+        ) from error
+
+
+def _stored(place: Path, count: int) -> tuple[Tensor, Tensor]:
+    """(features of all `count` utterances, mapped into memory, and the lengths of each)."""
+    file, again = place / "lengths.npy", f"Remove {place}; the features are then computed anew."
+    try:
+        lengths = np.load(file)
+        if lengths.shape != (count,) or lengths.dtype != np.int64:
+            found = f"{lengths.dtype} of shape {lengths.shape}"
+            raise ValueError(f"expected {count} lengths in int64, got {found}")
+        file = place / "frames.f32"
+        size, expected = file.stat().st_size, int(lengths.sum()) * MELS * np.float32().itemsize
+        if size != expected:
+            raise ValueError(f"expected {expected} bytes, got {size}")
+        # Copy on write, because torch refuses memory that is read-only; nothing writes to it.
+        frames = np.memmap(file, np.float32, "c", shape=(int(lengths.sum()), MELS))
+    except (OSError, ValueError, EOFError) as error:
+        raise data.CorruptDataError(f"{file} cannot be read: {error}. {again}") from error
+    return torch.from_numpy(frames), torch.from_numpy(lengths)
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process at a time; where the file system knows no locks, all work and the first wins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _alone(path: Path) -> Iterator[bool]:
+    """One process at a time, and True; where the file system knows no locks, all at once.
+
+    They all work then, and the first wins. A lock of a file system may end at its host.
+    """
     with path.open("w") as file:
+        locked = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            pass
-        yield
+            locked = False
+        yield locked
 
 
-def _compute(entries: list[_Entry], place: Path) -> None:
-    """Write features to a folder that is complete whenever it is visible."""
-    hidden = place.with_name(f".{place.name}-{uuid.uuid4().hex[:8]}")
-    hidden.mkdir(parents=True)
+def _compute(entries: list[_Entry], place: Path, alone: bool) -> None:
+    """Write features to a folder that is complete whenever it is visible.
+
+    `alone`: no other process of this host is doing so. What one that was killed has left behind is
+    then removed.
+    """
+    ours = f".{place.name}-{platform.node()}-"
+    for left in place.parent.glob(f"{ours}*") if alone else ():
+        shutil.rmtree(left, ignore_errors=True)
+    hidden = place.with_name(f"{ours}{uuid.uuid4().hex[:8]}")
+    hidden.mkdir()
     lengths, told = [], time.monotonic()
     try:
         with (hidden / "frames.f32").open("wb") as file:

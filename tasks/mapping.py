@@ -93,13 +93,10 @@ def one_by_one(of_trial: Mapped) -> Mapped:
     """What `torch.vmap` does, as a loop: for layers without a batching rule."""
 
     def of_group(parameters: list[Tensor], buffers: list[Tensor], data: Batch) -> Any:
+        # Backwards, `unbind` is one stack for all trials; p[k] is zeros of the size of p for each.
         results = [
-            of_trial(
-                [p[k] for p in parameters],
-                [b[k] for b in buffers],
-                {n: t[k] for n, t in data.items()},
-            )
-            for k in range(parameters[0].shape[0])
+            of_trial(list(own), [b[k] for b in buffers], {n: t[k] for n, t in data.items()})
+            for k, own in enumerate(zip(*(p.unbind(0) for p in parameters), strict=True))
         ]
         if isinstance(results[0], dict):
             return {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from spectral.views import Coupling, CouplingEnd, MatrixView
 from tasks.config import TrainingConfig
-from tasks.losses import cross_entropy
+from tasks.losses import cross_entropy, number_of
 from tasks.models.mlp import MLP
 from tasks.models.transformer import Transformer
 from tasks.random import Streams, initialise_
@@ -149,7 +149,7 @@ class ModularAddition(Task):
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy at the last position, or the mean squared error of the outputs."""
         losses, _ = self._losses(forward, batch)
-        return losses.sum(), torch.tensor(losses.shape[0])
+        return losses.sum(), number_of(losses)
 
     def _losses(self, forward: Forward, data: Batch) -> tuple[Tensor, Tensor]:
         """The loss of each pair, [N], and the outputs, [N, p + 1] or [N, p]."""
@@ -186,7 +186,7 @@ class ModularAddition(Task):
         """Sums of the losses and of wrong answers over the pairs."""
         losses, outputs = self._losses(forward, data)
         wrong = outputs.argmax(-1) != data["labels"]
-        count = torch.tensor(losses.shape[0])
+        count = number_of(losses)
         return {"loss": (losses.double().sum(), count), "error": (wrong.double().sum(), count)}
 
     def views(self, model: nn.Module) -> list[MatrixView]:

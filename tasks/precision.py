@@ -75,6 +75,16 @@ class _CastLayers(TorchFunctionMode):
         return value
 
 
+def exact_float32() -> None:
+    """Make float32 mean float32 on a GPU, in this process.
+
+    torch (2.13) lets cuDNN's convolutions and LSTMs round what they read to TF32, 10 bits of
+    mantissa in place of 23; matrix products it leaves alone. The older of torch's two interfaces:
+    after the newer one (`cudnn.conv.fp32_precision`), `torch.backends.cudnn.flags` raises.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+
+
 def forward_of(model: nn.Module, precision: str, device: torch.device, vmapped: bool) -> Forward:
     """How a task's loss and metrics run the model: itself, or under autocast.
 

@@ -22,6 +22,7 @@ from spectral.views import Coupling, CouplingEnd, MatrixView
 from tasks import data, librispeech, synthesised_speech
 from tasks.audio import FRAMES_PER_SECOND, MELS, Utterances
 from tasks.config import TrainingConfig
+from tasks.losses import number_of
 from tasks.models.lstm import BidirectionalLSTM
 from tasks.random import Streams, initialise_
 from tasks.task import Batch, Forward, Task, TaskError
@@ -107,6 +108,7 @@ class SpeechRecognition(Task):
         super().__init__(configs)
         # About 35,000 frames at once, of up to 33 s or a few: half a gigabyte at hidden: 256.
         self.eval_chunk = 32 if self.config.data == "librispeech" else 512
+        self._pools: dict[torch.device, Utterances] = {}  # of each device, looked up at every step
 
     @classmethod
     def missing(cls, config: SpeechRecognitionConfig) -> list[str]:
@@ -131,7 +133,8 @@ class SpeechRecognition(Task):
         which = batch["utterance"]
         pool = self._pool(which.device)
         logits, lengths = self._logits(forward, which, pool.longest_train)
-        return self._losses(logits, lengths, which).sum(), torch.tensor(len(which))
+        losses = self._losses(logits, lengths, which)
+        return losses.sum(), number_of(losses)
 
     def eval_data(self, streams: Streams, split: str) -> Batch:
         """Which utterances: int64 [K, examples]; of train, the first `train_examples`."""
@@ -149,38 +152,57 @@ class SpeechRecognition(Task):
         wrong = edit_distances(heard, heard_lengths, said, said_lengths)
         wrong_words, num_words = word_errors(heard, heard_lengths, said, said_lengths)
         return {
-            "loss": (losses.double().sum(), torch.tensor(len(which))),
+            "loss": (losses.double().sum(), number_of(losses)),
             "cer": (wrong.double().sum(), said_lengths.sum()),
             "wer": (wrong_words.double().sum().to(which.device), num_words.sum()),
         }
 
     def views(self, model: nn.Module) -> list[MatrixView]:
-        """Every weight whole, its four gates together, in the order of the parameters."""
-        return [
-            MatrixView(name.removeprefix("lstm.").removesuffix(".weight"), name)
-            for name, parameter in model.named_parameters()
-            if parameter.dim() == 2
-        ]
+        """Every weight whole, its four gates together, in the order of the parameters.
+
+        After a weight that reads both directions, the columns that couplings meet: `NAME[forward]`,
+        the first `hidden` of them, or `NAME[reverse]`, the others; of `linear` both.
+        """
+        h = self.config.hidden
+        met = {coupling.second.view for coupling in self.couplings(model)}
+        found = []
+        for parameter, value in model.named_parameters():
+            if value.dim() != 2:
+                continue
+            name = parameter.removeprefix("lstm.").removesuffix(".weight")
+            halves = [
+                MatrixView(f"{name}[forward]", parameter, columns=(0, h)),
+                MatrixView(f"{name}[reverse]", parameter, columns=(h, 2 * h)),
+            ]
+            found += [MatrixView(name, parameter), *(half for half in halves if half.name in met)]
+        return found
 
     def couplings(self, model: nn.Module) -> list[Coupling]:
         """The cell candidates (gate g) of a layer and what reads them, within one direction.
 
         Per layer and direction ih -> hh, ih -> next ih, hh -> next ih; from the last layer ih and
         hh -> linear. A layer's forward outputs are the first half of the next one's inputs, its
-        reverse outputs the second.
+        reverse outputs the second: the next matrix is cut to these columns and then decomposed, so
+        its right vectors are whole, of length `hidden`. Squares of the inner products of random
+        vectors are 1 / (4 hidden) on average, hence `length`.
+
+        Source: Yunis et al., arXiv 2408.11804 (their code), which cuts `linear` to the first half
+        for both directions.
         """
         h, last = self.config.hidden, self.config.layers - 1
         found = []
         for layer in range(self.config.layers):
-            for direction, half in (("", (0, h)), ("_reverse", (h, 2 * h))):
-                ih, hh = (f"weight_{kind}_l{layer}{direction}" for kind in ("ih", "hh"))
-                after = "linear" if layer == last else f"weight_ih_l{layer + 1}{direction}"
+            for suffix, half in (("", "forward"), ("_reverse", "reverse")):
+                ih, hh = (f"weight_{kind}_l{layer}{suffix}" for kind in ("ih", "hh"))
+                after = "linear" if layer == last else f"weight_ih_l{layer + 1}{suffix}"
                 gates = [CouplingEnd(name, "left", entries=(2 * h, 3 * h)) for name in (ih, hh)]
                 if layer < last:
                     found.append(Coupling(gates[0], CouplingEnd(hh, "right"), length=4 * h))
-                # h of 4 h entries against h of 2 h: the squares are 1 / (8 h) on average.
-                reader = CouplingEnd(after, "right", entries=half)
-                found += [Coupling(gate, reader, length=8 * h) for gate in gates]
+                reader = CouplingEnd(f"{after}[{half}]", "right")
+                for gate in gates:
+                    # Without brackets: figures leave out names that have them (parts of matrices).
+                    name = f"{gate.view}->{after}"
+                    found.append(Coupling(gate, reader, length=4 * h, name=name))
         return found
 
     def _logits(self, forward: Forward, which: Tensor, frames: int) -> tuple[Tensor, Tensor]:
@@ -202,10 +224,14 @@ class SpeechRecognition(Task):
         return losses / target_lengths.clamp_min(1)
 
     def _pool(self, device: torch.device) -> Utterances:
-        c = self.config
-        synthesis = tuple(getattr(c, name) for name in _OF_SYNTHESIS[:3])
-        source = str(data.folder()) if c.data == "librispeech" else synthesis
-        return _pool(source, c.max_seconds, device)
+        if device not in self._pools:
+            c = self.config
+            synthesis = tuple(getattr(c, name) for name in _OF_SYNTHESIS[:3])
+            source = str(data.folder()) if c.data == "librispeech" else synthesis
+            # "cuda" and "cuda:0" are one device, and one copy of the data is enough for it.
+            same = torch.empty(0, device=device).device
+            self._pools[device] = _pool(source, c.max_seconds, same)
+        return self._pools[device]
 
     def _numbers(self, streams: Streams, split: str) -> Tensor:
         """The utterances of a split in the order of the `split` stream, int64 [K, n]."""
@@ -233,11 +259,11 @@ class SpeechRecognition(Task):
         return streams.remember((*key, c.train_fraction, c.max_seconds, c.batch_size), make)[split]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=1)
 def _pool(
     source: str | tuple[Any, ...], max_seconds: float | None, device: torch.device
 ) -> Utterances:
-    """All utterances of a configuration, on a device; kept for the trials to come."""
+    """All utterances of a configuration, on a device; the last one is kept for trials to come."""
     everything = (
         librispeech.utterances()
         if isinstance(source, str)

@@ -99,22 +99,24 @@ def utterances(count: int, most_words: int, noise_level: float) -> Utterances:
         noise_level: amplitude of the white noise, relative to a vowel's; each utterance has from
             half to one and a half times this.
     """
-    frames, texts = [], []
-    for begin in range(0, count, _TOGETHER):
-        number = range(_SEED + begin, _SEED + begin + _TOGETHER)
-        spoken, waves = speak(Streams(number), most_words, noise_level)
-        texts += spoken[: count - begin]
-        frames += [features(wave) for wave in waves[: count - begin]]
-    targets, target_lengths = padded(encode(text) for text in texts)
-    lengths = torch.tensor([len(each) for each in frames])
-    return Utterances(
-        torch.cat(frames),
-        lengths.cumsum(0) - lengths,
-        lengths,
-        targets.to(torch.uint8),
-        target_lengths,
-        count,
-    )
+    # A caller may be working under a default device; what is made here is always on the CPU.
+    with torch.device("cpu"):
+        frames, texts = [], []
+        for begin in range(0, count, _TOGETHER):
+            number = range(_SEED + begin, _SEED + begin + _TOGETHER)
+            spoken, waves = speak(Streams(number), most_words, noise_level)
+            texts += spoken[: count - begin]
+            frames += [features(wave) for wave in waves[: count - begin]]
+        targets, target_lengths = padded(encode(text) for text in texts)
+        lengths = torch.tensor([len(each) for each in frames])
+        return Utterances(
+            torch.cat(frames),
+            lengths.cumsum(0) - lengths,
+            lengths,
+            targets.to(torch.uint8),
+            target_lengths,
+            count,
+        )
 
 
 def speak(streams: Streams, most_words: int, noise_level: float) -> tuple[list[str], list[Tensor]]:

@@ -157,7 +157,9 @@ class Task(ABC):
 
         `batch` lacks the dimension K here. Usually the sum of the examples' losses and their
         number; the weight may depend on the data (tokens that count), not on the parameters: no
-        gradient flows through it. Both are 0-dimensional. No `.item()`, no branch on values.
+        gradient flows through it. Both are 0-dimensional and best on the batch's device
+        (`tasks.losses.number_of`): a weight on the CPU makes a GPU wait at every step. No
+        `.item()`, no branch on values.
         """
 
     @abstractmethod

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import string
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,7 +43,8 @@ read from the tokenizer's file, so that a model can be built where there are no 
 BATCH_LINES = 1000
 """Lines of WikiText-103 whose tokens are joined before they are cut into chunks."""
 
-_CLEANING = "1"  # raised when `cleaned` changes: token ids on disk are then made anew
+_CLEANING = "2"  # raised when `cleaned` changes: token ids on disk are then made anew
+_ABANDONED_SECONDS = 600.0  # who writes a temporary file touches it at every batch of lines
 _TOKENIZER_BYTES = 2_100_000
 
 
@@ -71,12 +73,15 @@ class Corpus:
 
 
 def cleaned(line: str) -> str:
-    """Lower case, and only letters and digits (of any script, as `str.isalnum`) and spaces.
+    """Lower case, and only letters and digits (as `str.isalnum`) and white space (`str.isspace`).
 
-    What is removed leaves no space behind: in WikiText punctuation stands between spaces already.
-    Source: Yunis et al., arXiv 2408.11804 (their code).
+    Line ends are white space, and stay. What is removed leaves no space behind: in WikiText
+    punctuation stands between spaces already.
+
+    Source: Yunis et al., arXiv 2408.11804 (their text; their code has this filter, and drops what
+    it returns).
     """
-    return re.sub(r"[^\w ]|_", "", line.lower())
+    return re.sub(r"[^\w\s]|_", "", line.lower())
 
 
 def missing(name: str, vocabulary: int | None = None) -> list[str]:
@@ -106,13 +111,17 @@ def missing(name: str, vocabulary: int | None = None) -> list[str]:
     return problems
 
 
-def corpus(name: str, split: str = "train", vocabulary: int | None = None) -> Corpus:
+def corpus(
+    name: str, split: str = "train", vocabulary: int | None = None, clean: bool = True
+) -> Corpus:
     """A text as token ids; for `python_docs`, kept for the life of the process.
 
     Args:
         name: "python_docs", one text of about 380,000 characters without splits, or "wikitext103".
         split: of wikitext103, "train" or "validation".
         vocabulary: of python_docs: byte-pair tokens to train on it, or None for its characters.
+        clean: of wikitext103: whether each line goes through `cleaned`; python_docs has a cleaning
+            of its own.
 
     Raises:
         MissingDataError: something of it is not on this machine.
@@ -121,7 +130,7 @@ def corpus(name: str, split: str = "train", vocabulary: int | None = None) -> Co
     """
     if problems := missing(name, vocabulary):
         raise MissingDataError("\n".join(problems))
-    return _wikitext103(split) if name == "wikitext103" else _python_docs(vocabulary)
+    return _wikitext103(split, clean) if name == "wikitext103" else _python_docs(vocabulary)
 
 
 def _installed(package: str) -> bool:
@@ -185,7 +194,7 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _wikitext103(split: str) -> Corpus:
+def _wikitext103(split: str, clean: bool) -> Corpus:
     """Token ids on disk, made by the first process that needs them."""
     lines = data.open_split("wikitext103", split)
     if "text" not in lines.column_names:
@@ -193,16 +202,18 @@ def _wikitext103(split: str) -> Corpus:
             f"{data.place('wikitext103', split)}: expected a column `text`, got "
             f"{', '.join(lines.column_names)}. Remove it and download it again."
         )
-    key = hashlib.sha256(f"{_CLEANING} {len(lines)} ".encode() + _tokenizer_file().read_bytes())
+    cleaning = _CLEANING if clean else "none"
+    key = hashlib.sha256(f"{cleaning} {len(lines)} ".encode() + _tokenizer_file().read_bytes())
     folder = data.folder() / "wikitext103-tokens"
     tokens = folder / f"{split}-{key.hexdigest()[:16]}.uint16"
     ends = tokens.with_suffix(".ends.npy")
-    if not tokens.is_file():
+    if not (tokens.is_file() and ends.is_file()):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _one_at_a_time(tokens.with_suffix(".lock")):
-                if not tokens.is_file():
-                    _tokenise(lines, _tokenizer(), tokens, ends)
+                if not (tokens.is_file() and ends.is_file()):
+                    _remove_abandoned(tokens)
+                    _tokenise(lines, _tokenizer(), tokens, ends, clean)
         except OSError as error:
             raise TaskError(
                 f"the token ids of wikitext103 cannot be written to {folder}: "
@@ -210,20 +221,52 @@ def _wikitext103(split: str) -> Corpus:
                 f"Make room there, or name another folder in the sweep file's `data:` or in "
                 f"${data.ENVIRONMENT}"
             ) from error
-    if tokens.stat().st_size == 0:
-        return Corpus(np.zeros(0, np.uint16), np.load(ends))
+    return _kept(tokens, ends)
+
+
+def _kept(tokens: Path, ends: Path) -> Corpus:
+    """The two files of a text as one; refuses what was cut short since they were written."""
+    again = "Remove it: the next trial makes it anew."
+    try:
+        stops = np.load(ends)
+        if stops.dtype != np.int64 or stops.ndim != 1 or (np.diff(stops, prepend=0) < 0).any():
+            raise ValueError("no ascending row of 64-bit integers")
+    except (ValueError, EOFError, OSError) as error:
+        raise CorruptDataError(f"{ends} cannot be read: {error}. {again}") from error
+    size = tokens.stat().st_size
+    if size != (expected := 2 * int(stops[-1]) if len(stops) else 0):
+        raise CorruptDataError(
+            f"{tokens} has {size} bytes, and should have {expected}: it is damaged. {again}"
+        )
+    if size == 0:
+        return Corpus(np.zeros(0, np.uint16), stops)
     # Copy-on-write: torch refuses to share memory that it may not write to.
-    return Corpus(np.memmap(tokens, np.uint16, mode="c"), np.load(ends))
+    return Corpus(np.memmap(tokens, np.uint16, mode="c"), stops)
 
 
-def _tokenise(lines: Any, tokenizer: Tokenizer, tokens: Path, ends: Path) -> None:
+def _remove_abandoned(tokens: Path) -> None:
+    """What processes that were killed while they wrote have left behind.
+
+    Only what nobody has touched for a while: where locks do not reach other hosts, one of those may
+    be writing.
+    """
+    for suffix in (".part", ".ends"):
+        for path in tokens.parent.glob(f"{tokens.name}.*{suffix}"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                    path.unlink()
+
+
+def _tokenise(lines: Any, tokenizer: Tokenizer, tokens: Path, ends: Path, clean: bool) -> None:
     """Write both files under other names first: whoever sees `tokens` sees all of both."""
     part = tokens.with_name(f"{tokens.name}.{uuid.uuid4().hex}.part")
     found, total = [], 0
     try:
         with part.open("wb") as file:
             for begin in range(0, len(lines), BATCH_LINES):
-                some = [cleaned(line) for line in lines[begin : begin + BATCH_LINES]["text"]]
+                some = lines[begin : begin + BATCH_LINES]["text"]
+                if clean:
+                    some = [cleaned(line) for line in some]
                 for encoded in tokenizer.encode_batch(some, add_special_tokens=False):
                     file.write(np.array(encoded.ids, np.uint16).tobytes())
                     total += len(encoded.ids)

@@ -6,8 +6,8 @@ summed losses and updates all rows at once. A trial alone is K = 1 on the same p
 thread and MKL_CBWR=AVX2,STRICT its numbers are the same bits in any group. A task that is not
 stackable runs trial by trial behind the same functions.
 
-Nothing here waits for a device: the first non-finite step is found by tensor operations and read
-by whoever has to synchronise anyway.
+Nothing here waits for a device, if the task makes its weights there (`tasks.losses.number_of`): the
+first non-finite step is found by tensor operations and read by whoever has to synchronise anyway.
 """
 
 from __future__ import annotations

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import tasks
 from orchestrator import checkpoints, environment, files, parse, run_sweep, trial
@@ -71,6 +73,19 @@ def test_a_checkpoint_whose_shards_are_gone_is_not_continued(
     assert started[0] == 0
     store = Store.open(sweep.root)
     assert store.scan("scalars", store.outcomes()).num_rows > 0
+
+
+def test_a_trial_on_a_gpu_does_not_round_to_tf32(sweep: Sweep) -> None:
+    """Before it asks for the GPU: so this is seen on a machine without one, too, where it fails."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        with Session.claim(sweep) as session:
+            gpu = replace(context(sweep, session), device="cuda")
+            run_group(Assignment((next(sweep.trials()),), (1,)), gpu)
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def test_a_driver_that_was_taken_over_says_so(sweep: Sweep) -> None:

@@ -13,6 +13,7 @@ TEXTS = {
     },
     "validation": {"84-121123-0000": "GO ON"},
 }
+COUNTS = {split: len(texts) for split, texts in TEXTS.items()}
 FOLDERS = {"train.100": "train-clean-100", "validation": "dev-clean"}
 
 
@@ -46,17 +47,21 @@ def write_folder(home):
     return files
 
 
-def write_parquet(home, damaged=None):
-    """The files of the hub: sound as bytes in a column of type Audio; one may be no sound."""
+def write_parquet(home, damaged=None, content=b"fLaC"):
+    """The files of the hub: sound as bytes in a column of type Audio; one may be no sound.
+
+    Rows in the opposite order of `TEXTS`: the files of the hub are not sorted.
+    """
     from datasets import Audio, Dataset
 
     for split, texts in TEXTS.items():
         rows = []
-        for id_, text in texts.items():
+        for id_, text in reversed(texts.items()):
             file = io.BytesIO()
             soundfile.write(file, waves()[id_], 16_000, format="FLAC")
-            content = b"fLaC" if id_ == damaged else file.getvalue()
-            audio = {"bytes": content, "path": f"{id_}.flac"}
+            audio = {"bytes": file.getvalue(), "path": f"{id_}.flac"}
+            if id_ == damaged:
+                audio = {"bytes": content, "path": None}
             rows.append({"file": f"{id_}.flac", "audio": audio, "text": text, "id": id_})
         folder = home / "librispeech" / "clean" / split
         folder.mkdir(parents=True)

@@ -1,7 +1,10 @@
 """Features of sound, the synthesiser, LibriSpeech in the forms it comes in."""
 
+import platform
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,14 +21,18 @@ from tasks.audio import (
     normalised,
     read_sound,
 )
+from tasks.task import TaskError
 from tasks.transcripts import CHARACTERS, encode
-from tests.tasks.sounds import TEXTS, wave, waves, write_folder, write_parquet
+from tests.tasks.sounds import COUNTS, TEXTS, wave, waves, write_folder, write_parquet
 
 
 @pytest.fixture
-def home(tmp_path):
-    data.use(tmp_path)
-    yield tmp_path
+def home(tmp_path, monkeypatch):
+    """A data folder beside the user's home, with few utterances to be found in it."""
+    monkeypatch.setattr(librispeech, "NUM_UTTERANCES", COUNTS)
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    data.use(tmp_path / "data")
+    yield tmp_path / "data"
     data.use(None)
 
 
@@ -67,10 +74,17 @@ def test_the_mel_spectrogram_is_that_of_its_definition(their_filters):
 def test_each_band_is_normalised_and_three_frames_become_their_mean():
     mel = torch.rand(8, 40) * torch.arange(1.0, 41.0) + 3
     frames = mel.double().numpy()
-    frames = (frames - frames.mean(0)) / frames.std(0)
+    frames = (frames - frames.mean(0)) / frames.std(0, ddof=1)
     slow = np.stack([frames[0:3].mean(0), frames[3:6].mean(0)])
 
     np.testing.assert_allclose(normalised(mel).numpy(), slow, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_or_two_frames_make_no_features():
+    """One has no deviation as a sample."""
+    assert normalised(torch.rand(1, 40)).shape == (0, 40)
+    assert features(torch.rand(201)).shape == (0, 40)
 
 
 def test_silence_has_features_of_zero_and_a_click_has_none():
@@ -143,6 +157,23 @@ def test_synthesised_utterances_are_words_that_an_alignment_fits():
     assert torch.isfinite(pool.frames).all()
 
 
+def test_a_default_device_of_the_caller_changes_nothing(home):
+    """`meta` holds no numbers: whatever were made there would be lost, or refused as mixed."""
+    write_folder(home)
+    mel_filters.cache_clear()
+    with torch.device("meta"):
+        made, read = synthesised_speech.utterances(4, 1, 0.1), librispeech.utterances()
+
+    mel_filters.cache_clear()
+    synthesised_speech.utterances.cache_clear()
+    again = synthesised_speech.utterances(4, 1, 0.1)
+    assert torch.equal(made.frames, again.frames)
+    assert torch.equal(made.targets, again.targets)
+    for pool in (made, read):
+        for each in (pool.frames, pool.starts, pool.lengths, pool.targets, pool.target_lengths):
+            assert each.device.type == "cpu"
+
+
 def test_every_letter_is_spoken_in_some_word():
     assert set("".join(synthesised_speech.WORDS)) == set(CHARACTERS[3:])
 
@@ -164,13 +195,138 @@ def test_librispeech_is_read_from_its_archives_and_from_parquet(home, write):
 
 
 def test_features_are_computed_once_per_data_folder(home):
-    """The second time no sound is read: the files are gone."""
+    """The second time no sound is read: the files are gone. Those of a table would be the same."""
     files = write_folder(home)
     first = librispeech.utterances()
     for file in files:
         file.unlink()
 
     assert torch.equal(librispeech.utterances().frames, first.frames)
+    shutil.rmtree(home / "librispeech")
+    write_parquet(home, damaged="1034-121119-0000")
+    assert torch.equal(librispeech.utterances().frames, first.frames)
+
+
+@pytest.mark.parametrize("write", [write_folder, write_parquet])
+def test_a_part_of_the_data_set_is_refused(home, write, monkeypatch):
+    """The second split here; training on a part of the first would be as silent."""
+    write(home)
+    monkeypatch.setattr(librispeech, "NUM_UTTERANCES", {**COUNTS, "validation": 2703})
+    here = home / "librispeech"
+    archive = f"{here / 'LibriSpeech' / 'dev-clean'}: expected 2,703 utterances, got 1. Unpack the "
+    table = (
+        f"{here / 'clean' / 'validation' / '0000.parquet'}: expected 2,703 utterances, got 1. "
+        f"Download it again: {data.SETS['librispeech'].command(here)}"
+    )
+
+    with pytest.raises(data.CorruptDataError) as caught:
+        librispeech.utterances()
+
+    assert str(caught.value) == (
+        f"{archive}archive dev-clean again" if write is write_folder else table
+    )
+
+
+def unwritable(folder):
+    """As it is for everyone, the superuser included: a file stands where the folder should be."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_text("")
+    return folder
+
+
+def test_features_go_below_the_home_folder_where_the_data_may_only_be_read(home):
+    write_folder(home)
+    unwritable(home / "features")
+
+    librispeech.utterances()
+
+    (stored,) = Path.home().glob(".cache/spectral-sweeps/features/librispeech-*")
+    assert {file.name for file in stored.iterdir()} == {"frames.f32", "lengths.npy"}
+
+
+def test_features_beside_the_data_are_found_where_nothing_may_be_written(home):
+    files = write_folder(home)
+    first = librispeech.utterances()
+    for file in files:
+        file.unlink()
+    (home / "features").chmod(0o555)
+    unwritable(Path.home() / ".cache" / "spectral-sweeps" / "features")
+
+    assert torch.equal(librispeech.utterances().frames, first.frames)
+
+
+def test_features_that_can_be_written_nowhere_are_an_error(home):
+    write_folder(home)
+    here = unwritable(home / "features")
+    there = unwritable(Path.home() / ".cache" / "spectral-sweeps" / "features")
+
+    with pytest.raises(TaskError) as caught:
+        librispeech.utterances()
+
+    assert str(caught.value) == (
+        f"the features of librispeech cannot be written to {here} or {there}. Allow that, or name "
+        "another folder with the data set in the sweep file's `data:` or in $SPECTRAL_SWEEPS_DATA"
+    )
+
+
+def stored(home):
+    (found,) = (home / "features").glob("librispeech-*")
+    return found
+
+
+def test_features_that_were_cut_short_are_named(home):
+    write_folder(home)
+    expected = 4 * librispeech.utterances().frames.numel()
+    with (stored(home) / "frames.f32").open("r+b") as file:
+        file.truncate(1000)
+
+    with pytest.raises(data.CorruptDataError) as caught:
+        librispeech.utterances()
+
+    assert str(caught.value) == (
+        f"{stored(home) / 'frames.f32'} cannot be read: expected {expected} bytes, got 1000. "
+        f"Remove {stored(home)}; the features are then computed anew."
+    )
+
+
+@pytest.mark.parametrize("content", [0, 40, 140, "others"])
+def test_lengths_of_features_that_are_damaged_are_named(home, content):
+    """Cut to nothing, in the header, in the numbers; or those of another number of utterances."""
+    write_folder(home)
+    librispeech.utterances()
+    file = stored(home) / "lengths.npy"
+    if content == "others":
+        np.save(file, np.zeros(3, np.int64))
+    else:
+        file.write_bytes(file.read_bytes()[:content])
+    start, end = f"{file} cannot be read: ", f". Remove {stored(home)}; the features are then "
+
+    with pytest.raises(data.CorruptDataError) as caught:
+        librispeech.utterances()
+
+    assert str(caught.value).startswith(start)
+    assert str(caught.value).endswith(f"{end}computed anew.")
+
+
+def test_what_a_killed_process_left_behind_is_removed(home):
+    """Of this host and these features only: locks need not reach other hosts."""
+    write_folder(home)
+    librispeech.utterances()
+    name = stored(home).name
+    shutil.rmtree(stored(home))
+    left = home / "features" / f".{name}-{platform.node()}-0123abcd"
+    other = home / "features" / f".{name}-elsewhere-0123abcd"
+    for folder in (left, other):
+        folder.mkdir()
+        (folder / "frames.f32").write_bytes(b"some")
+
+    librispeech.utterances()
+
+    assert {path.name for path in (home / "features").iterdir()} == {
+        name,
+        f".{name}.lock",
+        other.name,
+    }
 
 
 def test_trials_that_start_at_once_share_one_file(home):
@@ -199,6 +355,18 @@ def test_damaged_sound_in_a_table_is_named(home):
 
     with pytest.raises(data.CorruptDataError, match=f"^{re.escape(where)}"):
         librispeech.utterances()
+
+
+def test_a_row_without_sound_is_named(home):
+    write_parquet(home, damaged="103-1240-0001", content=None)
+
+    with pytest.raises(data.CorruptDataError) as caught:
+        librispeech.utterances()
+
+    assert str(caught.value) == (
+        f"{home / 'librispeech'}, split train.100, utterance 103-1240-0001: there is no sound, and "
+        "no path of a file with it. Download the data set again."
+    )
 
 
 def test_a_file_that_is_cut_short_is_named(home):

@@ -113,6 +113,12 @@ def test_values_of_the_wrong_kind_are_refused(values, expected):
         ),
         (
             TrainingConfig,
+            {"warmup": 200, "schedule": "cosine", "schedule_every": 352},
+            "schedule_every (352) is longer than the warmup (200): the learning rate would stay 0 "
+            "until step 352; make the warmup longer or leave it out",
+        ),
+        (
+            TrainingConfig,
             {"schedule": "steps"},
             "schedule: steps needs milestones, the steps at which lr is cut",
         ),

@@ -1,5 +1,6 @@
 """Real data sets, on small files in the forms in which the real ones come."""
 
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,12 @@ def folder(tmp_path, monkeypatch):
     data.use(tmp_path / "data")
     yield tmp_path / "data"
     data.use(None)
+
+
+@pytest.fixture
+def any_rows(monkeypatch):
+    """Whatever the number of rows of WikiText-103 is, it is right."""
+    monkeypatch.setitem(SETS, "wikitext103", dataclasses.replace(SETS["wikitext103"], rows={}))
 
 
 def table(*numbers):
@@ -57,7 +64,7 @@ def test_files_lying_in_a_folder_of_the_splits_name_are_that_split(folder):
     assert texts(open_split("librispeech", "train.100")) == ["line 0", "line 1"]
 
 
-def test_other_configurations_beside_the_wanted_one_are_not_read(folder):
+def test_other_configurations_beside_the_wanted_one_are_not_read(folder, any_rows):
     here = folder / "wikitext103"
     for config, number in (("wikitext-2-v1", 2), ("wikitext-103-v1", 103)):
         for split in ("train", "validation"):
@@ -135,7 +142,7 @@ def test_every_data_set_says_what_provides_it(name):
     assert f"hf download {SETS[name].repository} --repo-type dataset" in problem
 
 
-def test_a_split_that_is_missing_is_named_before_a_trial_asks_for_it(folder):
+def test_a_split_that_is_missing_is_named_before_a_trial_asks_for_it(folder, any_rows):
     here = folder / "wikitext103" / "wikitext-103-v1"
     write(table(1), here / "train-00000-of-00001.parquet")
     expected = (
@@ -167,6 +174,19 @@ def test_a_download_that_was_interrupted_is_named(folder):
     with pytest.raises(MissingDataError) as caught:
         open_split("mnist", "train")
     assert str(caught.value) == expected
+
+
+def test_a_split_with_too_few_rows_is_refused(folder):
+    """One of several files whose names do not say how many there are."""
+    file = write(table(0, 1), folder / "wikitext103" / "wikitext-103-v1" / "train" / "0000.parquet")
+    with pytest.raises(CorruptDataError) as caught:
+        open_split("wikitext103", "train")
+
+    assert str(caught.value) == (
+        f"{file} has 2 rows, and split 'train' of data set wikitext103 should have 1,801,350. "
+        "Remove it and download it again: hf download Salesforce/wikitext --repo-type dataset "
+        f"--include 'wikitext-103-v1/*' --local-dir {folder / 'wikitext103'}"
+    )
 
 
 def test_a_split_in_two_folders_is_refused_instead_of_read_twice(folder):

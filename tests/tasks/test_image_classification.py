@@ -501,7 +501,7 @@ def test_what_would_be_ignored_or_does_not_fit_is_refused():
         "val_fraction (0.0001) of 1797 images leaves none for val"
     )
     assert problem(batch_size=1700) == (
-        "batch_size (1700) exceeds the 1618 training images; set it to none to train on all of them"
+        "batch_size (1700) exceeds the 1618 training images; set it to null to train on all of them"
     )
     assert problem(batch_size=None, order_seed=1) == (
         "order_seed has no effect without batch_size: every step takes all training images"

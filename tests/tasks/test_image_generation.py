@@ -270,11 +270,11 @@ def test_sampling_refuses_what_it_cannot_do():
         ),
         (
             {"batch_size": 28},
-            "batch_size (28) exceeds the 27 training images; write none to take all of them",
+            "batch_size (28) exceeds the 27 training images; write null to take all of them",
         ),
         (
             {"train_examples": 28},
-            "train_examples (28) exceeds the 27 training images; write none to take all of them",
+            "train_examples (28) exceeds the 27 training images; write null to take all of them",
         ),
         (
             {"batch_size": None, "order_seed": 1},

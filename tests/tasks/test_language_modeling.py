@@ -267,6 +267,15 @@ def test_wikitext_is_trained_on_and_validated_on_its_own_splits(wikitext):
     assert task.eval_data(streams, "val")["tokens"].tolist() == [chunks, chunks]
 
 
+def test_the_text_may_be_read_as_the_papers_code_reads_it(wikitext):
+    """Another text for another setting, of the same lines."""
+    for clean in (True, False):
+        task, streams = group({**SMALL, "context": 40, "clean": clean})
+        corpus = text.corpus("wikitext103", "validation", clean=clean)
+        chunks = [corpus.tokens[start : start + 41].tolist() for start in corpus.starts(41)]
+        assert task.eval_data(streams, "val")["tokens"].tolist() == [chunks]
+
+
 def test_a_model_is_built_without_its_data(other_folder):
     task, streams = group(SMALL)
 
@@ -330,6 +339,11 @@ GIVEN = "has no effect with data: wikitext103, whose tokens and split are given;
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
+        (
+            {"clean": False},
+            "clean (False) has no effect with data: python_docs, a text that is always cleaned; "
+            "leave it out",
+        ),
         ({"width": 10, "heads": 4}, "width (10) is not divisible by heads (4)"),
         ({"micro_batches": 3}, "micro_batches (3) does not divide the 8 examples of a step"),
         ({"data": "wikitext103", "vocabulary": 64}, f"vocabulary (64) {GIVEN}"),

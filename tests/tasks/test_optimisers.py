@@ -136,8 +136,8 @@ def test_clipping_bounds_each_trials_own_norm():
             {"schedule": "steps", "milestones": (3, 5), "gamma": 0.25},
             [0.0, 1.0, 2.0, 0.5, 0.5, 0.125],
         ),
-        # the rate of step 0 holds for 0 to 2, that of step 3 for 3 to 5
-        ({"schedule": "linear", "schedule_every": 3}, [0.0, 0.0, 0.0, 1.5, 1.5, 1.5]),
+        # the rate of step 0 holds for 0 and 1, that of step 2 for 2 and 3
+        ({"schedule": "linear", "schedule_every": 2}, [0.0, 0.0, 2.0, 2.0, 1.0, 1.0]),
     ],
     ids=str,
 )

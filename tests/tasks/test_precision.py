@@ -17,8 +17,16 @@ from tasks import (
     start,
     train_step,
 )
+from tasks.losses import number_of
 from tasks.models.mlp import MLP
-from tasks.precision import INITIAL, INTERVAL, forward_of, new_scaler, update_scale_
+from tasks.precision import (
+    INITIAL,
+    INTERVAL,
+    exact_float32,
+    forward_of,
+    new_scaler,
+    update_scale_,
+)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 EXAMPLES = 8
@@ -389,3 +397,39 @@ def test_everything_a_model_returns_comes_back_in_float32():
     assert found["count"].dtype == torch.int64
     assert found["name"] == "several"
     assert forward_of(model, "float32", torch.device("cpu"), vmapped=True) is model
+
+
+@pytest.fixture
+def float32_is_float32():
+    allowed = torch.backends.cudnn.allow_tf32
+    exact_float32()
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def test_neither_convolutions_nor_lstms_are_rounded_to_tf32(float32_is_float32):
+    """By the newer of torch's two interfaces; the older one still answers, without a warning."""
+    cudnn = torch.backends.cudnn
+
+    assert "tf32" not in (cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision)
+    assert torch.get_float32_matmul_precision() == "highest"
+    with cudnn.flags(enabled=False):
+        pass
+
+
+@pytest.mark.gpu
+def test_a_convolution_in_float32_is_exact_to_float32_on_a_gpu(float32_is_float32):
+    """Sums of 576 products of size one: TF32 would be off by 1e-3 or so."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    image, kernel = torch.randn(8, 64, 16, 16).cuda(), torch.randn(64, 64, 3, 3).cuda() / 24
+    exact = nn.functional.conv2d(image.double(), kernel.double())
+
+    assert (nn.functional.conv2d(image, kernel) - exact).abs().max() < 1e-4
+
+
+def test_a_number_of_losses_is_made_on_the_device_of_the_losses():
+    """So that nothing waits for a copy: here on the device without memory."""
+    assert number_of(torch.zeros(3, device="meta")).device.type == "meta"
+    count = number_of(torch.zeros(3, 2))
+    assert (count.dtype, count.shape, int(count)) == (torch.int64, (), 3)

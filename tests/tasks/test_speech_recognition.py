@@ -6,12 +6,13 @@ import torch
 from torch import nn
 from torch.nn.functional import ctc_loss, pad
 
+import spectral
 from spectral.coupling_checks import check_couplings
-from tasks import data, evaluate, make_streams, start, synthesised_speech, train_step
+from tasks import data, evaluate, librispeech, make_streams, start, synthesised_speech, train_step
 from tasks.random import Streams
 from tasks.speech_recognition import SpeechRecognition
 from tasks.task import TaskError
-from tests.tasks.sounds import write_folder
+from tests.tasks.sounds import COUNTS, write_folder
 
 TINY = {"num_utterances": 40, "max_words": 2, "hidden": 4, "layers": 2, "batch_size": 6}
 
@@ -53,9 +54,10 @@ def test_every_utterance_is_in_train_or_in_val():
         assert sorted([*train[k].tolist(), *val[k].tolist()]) == [*range(40)]
 
 
-def test_librispeech_is_validated_on_dev_clean(tmp_path):
+def test_librispeech_is_validated_on_dev_clean(tmp_path, monkeypatch):
     """Three utterances are trained on, in the order of the split stream; the fourth is val."""
     write_folder(tmp_path)
+    monkeypatch.setattr(librispeech, "NUM_UTTERANCES", COUNTS)
     data.use(tmp_path)
     try:
         config = SpeechRecognition.Config(data="librispeech", batch_size=2)
@@ -221,9 +223,18 @@ def test_the_model_has_the_size_of_the_paper_s(full_size):
     assert sum(p.numel() for p in model.parameters()) == by_hand == 5_356_574
 
 
+def test_trials_of_a_process_share_their_utterances():
+    """One task after the other, and a device under both of its names."""
+    (first, _), (second, _) = group({}), group({"lr": 0.5})
+    pool = first._pool(torch.device("cpu"))
+
+    assert second._pool(torch.device("cpu")) is pool
+    assert first._pool(torch.device("meta")) is first._pool(torch.device("meta", 0))
+
+
 def test_there_are_17_matrices_and_22_couplings(full_size):
-    """Section 1.4: ih -> hh, ih -> ih and hh -> ih in each of three layers and two directions, and
-    four into the linear layer; reverse -> linear reads the second half of its columns."""
+    """ih -> hh, ih -> ih and hh -> ih in each of three layers and two directions, and four into the
+    linear layer; a matrix that reads both directions is met in the half of its columns."""
     task, model = full_size
     views, couplings = task.views(model), task.couplings(model)
     parameters = dict(model.named_parameters())
@@ -231,12 +242,14 @@ def test_there_are_17_matrices_and_22_couplings(full_size):
     for layer in range(4):
         for reverse in ("", "_reverse"):
             ih, hh = f"weight_ih_l{layer}{reverse}", f"weight_hh_l{layer}{reverse}"
-            half = (256, 512) if reverse else (0, 256)
             after = f"weight_ih_l{layer + 1}{reverse}" if layer < 3 else "linear"
-            by_hand += [(ih, hh, None, 1024)] if layer < 3 else []
-            by_hand += [(ih, after, half, 2048), (hh, after, half, 2048)]
+            half = f"{after}[reverse]" if reverse else f"{after}[forward]"
+            by_hand += [(f"{ih}->{hh}", ih, hh)] if layer < 3 else []
+            by_hand += [(f"{ih}->{after}", ih, half), (f"{hh}->{after}", hh, half)]
+    whole = [view for view in views if "[" not in view.name]
+    halves = [view for view in views if "[" in view.name]
 
-    assert [view.name for view in views] == [
+    assert [view.name for view in whole] == [
         *(
             f"weight_{kind}_l{n}{r}"
             for n in range(4)
@@ -245,27 +258,100 @@ def test_there_are_17_matrices_and_22_couplings(full_size):
         ),
         "linear",
     ]
-    assert len(views) == 17
+    assert len(whole) == 17
+    assert {view.name: view.columns for view in halves} == {
+        **{f"weight_ih_l{n}[forward]": (0, 256) for n in (1, 2, 3)},
+        **{f"weight_ih_l{n}_reverse[reverse]": (256, 512) for n in (1, 2, 3)},
+        "linear[forward]": (0, 256),
+        "linear[reverse]": (256, 512),
+    }
     assert len(couplings) == 22
-    assert sorted(
-        (c.first.view, c.second.view, c.second.entries or (0, 0), c.length) for c in couplings
-    ) == sorted((a, b, entries or (0, 0), length) for a, b, entries, length in by_hand)
-    assert {(c.first.side, c.first.entries, c.second.side) for c in couplings} == {
-        ("left", (512, 768), "right")
+    assert sorted((c.name, c.first.view, c.second.view) for c in couplings) == sorted(by_hand)
+    assert {(c.first.side, c.first.entries) for c in couplings} == {("left", (512, 768))}
+    assert {(c.second.side, c.second.entries, c.length) for c in couplings} == {
+        ("right", None, 1024)
     }
     shapes = {view.name: view.shape(parameters) for view in views}
     assert check_couplings(views, couplings, shapes) == []
 
 
-def test_the_length_of_a_coupling_is_that_of_independent_random_vectors():
-    """Unit vectors of 16 and 8 entries that meet in 4: squares are 1 / 32 = 1 / (8 hidden)."""
-    first, second = (nn.functional.normalize(torch.randn(40_000, n), dim=1) for n in (16, 8))
-    task, _ = group({})
-    into_next = [c for c in task.couplings(nn.Module()) if c.second.entries]
+def alignments(task, model):
+    """Coupling -> its alignment, measured on the task's own views."""
+    parameters = dict(model.named_parameters())
+    views = {view.name: view for view in task.views(model)}
+    found = {name: spectral.decompose([view.read(parameters)])[0] for name, view in views.items()}
+    return {
+        c.name: spectral.inter_layer_alignment(found[c.first.view], found[c.second.view], c)
+        for c in task.couplings(model)
+    }
 
-    assert float((first[:, 8:12] * second[:, :4]).sum(1).square().mean()) == pytest.approx(
-        1 / into_next[0].length, rel=0.05
+
+def planted(task, reverse):
+    """A model whose gate g of `weight_hh_l0` writes what its half of `weight_ih_l1` reads first.
+
+    The other half is larger, and unrelated.
+    """
+    h, suffix = task.config.hidden, "_reverse" if reverse else ""
+    model = task.build(Streams([0]))
+    parameters = {name.removeprefix("lstm."): p.detach() for name, p in model.named_parameters()}
+    written, first, second = (torch.linalg.qr(torch.randn(h, h))[0] for _ in range(3))
+    spread = torch.diag(torch.arange(h, 0, -1.0))
+    hh, ih = parameters[f"weight_hh_l0{suffix}"], parameters[f"weight_ih_l1{suffix}"]
+    hh.zero_()[2 * h : 3 * h] = written @ spread @ first
+    own, other = (slice(h, 2 * h), slice(0, h)) if reverse else (slice(0, h), slice(h, 2 * h))
+    ih.zero_()[:h, own] = second @ spread @ written.T
+    ih[:, other] = 10 * h * torch.randn(4 * h, h)
+    return model
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_a_direction_writes_meets_the_half_that_reads_it(reverse):
+    """All entries are 1, whatever stands in the other half of the matrix."""
+    task, _ = group({})
+    suffix = "_reverse" if reverse else ""
+
+    found = alignments(task, planted(task, reverse))[f"weight_hh_l0{suffix}->weight_ih_l1{suffix}"]
+
+    np.testing.assert_allclose(found.diagonal, np.ones(4), atol=1e-4)
+
+
+def test_a_reader_is_cut_to_its_half_before_it_is_decomposed():
+    """Each coupling into a next matrix against numpy's SVD of the columns alone; to 1e-4."""
+    task, _ = group({})
+    model, h = task.build(Streams([3])), task.config.hidden
+    w = {
+        name.removeprefix("lstm.").removesuffix(".weight"): p.detach().double().numpy()
+        for name, p in model.named_parameters()
+    }
+
+    found = alignments(task, model)
+
+    for reverse in ("", "_reverse"):
+        columns = slice(h, 2 * h) if reverse else slice(0, h)
+        for layer, after in ((0, f"weight_ih_l1{reverse}"), (1, "linear")):
+            for kind in ("ih", "hh"):
+                writer = f"weight_{kind}_l{layer}{reverse}"
+                u = np.linalg.svd(w[writer], full_matrices=False)[0][2 * h : 3 * h]
+                vt = np.linalg.svd(w[after][:, columns], full_matrices=False)[2]
+                slow = np.abs([u[:, j] @ vt[j] for j in range(min(u.shape[1], len(vt)))])
+                np.testing.assert_allclose(
+                    found[f"{writer}->{after}"].diagonal, slow, atol=1e-4, err_msg=writer + after
+                )
+
+
+def test_the_length_of_a_coupling_is_that_of_independent_random_vectors():
+    """Unit vectors of 16 entries, of which 4 meet a unit vector of 4: squares are 1 / (4 hidden).
+
+    At the paper's width chance is 0.025.
+    """
+    first, second = (nn.functional.normalize(torch.randn(40_000, n), dim=1) for n in (16, 4))
+    task, _ = group({})
+    (length,) = {coupling.length for coupling in task.couplings(nn.Module())}
+
+    assert float((first[:, 8:12] * second).sum(1).square().mean()) == pytest.approx(
+        1 / length, rel=0.05
     )
+    assert np.sqrt(2 / np.pi / (4 * 256)) == pytest.approx(0.025, abs=5e-4)
 
 
 @pytest.mark.parametrize(

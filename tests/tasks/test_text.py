@@ -1,5 +1,7 @@
 """English text as token ids: cleaning, tokens, chunks, and the token ids kept on disk."""
 
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -27,17 +29,18 @@ def other_folder(wikitext, tmp_path):
     data.use(wikitext)
 
 
-def test_cleaning_keeps_letters_digits_and_spaces_in_lower_case():
+def test_cleaning_keeps_letters_digits_and_white_space_in_lower_case():
+    """The line end, too."""
     assert text.cleaned(" The <unk> River 's 1 @,@ 250 m , Ærø — x_1 \n") == (
-        " the unk river s 1  250 m  ærø  x1 "
+        " the unk river s 1  250 m  ærø  x1 \n"
     )
 
 
-def test_cleaning_knows_the_letters_of_all_scripts():
+def test_cleaning_knows_the_letters_and_white_space_of_all_scripts():
     """Against the rule written out, over the first two planes of Unicode."""
     everything = "".join(map(chr, range(0x20000)))
 
-    slow = "".join(c for c in everything.lower() if c.isalnum() or c == " ")
+    slow = "".join(c for c in everything.lower() if c.isalnum() or c.isspace())
     assert text.cleaned(everything) == slow
 
 
@@ -72,12 +75,12 @@ def test_a_byte_pair_vocabulary_is_trained_alike_each_time():
     assert len(first) < 0.5 * len(part)
 
 
-def slow_tokens(folder, split):
+def slow_tokens(folder, split, cleaned=text.cleaned):
     """Token ids of each batch of 1,000 lines: cleaned, tokenised one by one, joined."""
     tokenizer = Tokenizer.from_file(str(folder / "gpt-neox-20b" / "tokenizer.json"))
     lines = texts.lines_of(split, texts.SPLITS[split])
     return [
-        [i for line in lines[b : b + 1000] for i in tokenizer.encode(text.cleaned(line)).ids]
+        [i for line in lines[b : b + 1000] for i in tokenizer.encode(cleaned(line)).ids]
         for b in range(0, len(lines), 1000)
     ]
 
@@ -91,6 +94,18 @@ def test_wikitext_is_its_cleaned_lines_in_tokens_batch_by_batch(wikitext, split)
     assert corpus.ends.tolist() == np.cumsum([len(batch) for batch in batches]).tolist()
     # the run of two spaces that a removed mark leaves has a token of its own
     assert texts.small_tokenizer().token_to_id("  ") in corpus.tokens
+
+
+def test_wikitext_as_the_papers_code_reads_it_is_its_lines_as_they_are(wikitext):
+    """Capitals, marks, <unk> and line ends; kept beside the cleaned text."""
+    batches = slow_tokens(wikitext, "validation", cleaned=lambda line: line)
+    raw = text.corpus("wikitext103", "validation", clean=False)
+    cleaned = text.corpus("wikitext103", "validation")
+
+    assert raw.tokens.tolist() == [token for batch in batches for token in batch]
+    decoded = texts.small_tokenizer().decode(raw.tokens.tolist())
+    assert {"T", "<", ">", "@", "Ċ"} <= set(decoded)  # the last is a line end, byte by byte
+    assert len(cleaned.tokens) < len(raw.tokens)
 
 
 def test_tokens_are_kept_on_disk_and_mapped_into_memory(wikitext):
@@ -137,6 +152,64 @@ def test_trials_that_start_at_once_find_the_same_tokens(other_folder):
         assert corpus.ends.tolist() == [len(corpus.tokens) * 2 // 3, len(corpus.tokens)]
     names = sorted(path.suffix for path in (other_folder / "wikitext103-tokens").iterdir())
     assert names == [".lock", ".npy", ".uint16"]
+
+
+@pytest.fixture
+def kept(other_folder):
+    """A folder with the tokens of one split, and the files of these: tokens and ends."""
+    texts.write_tokenizer(other_folder, texts.small_tokenizer())
+    texts.write_lines(other_folder, {"train": ["one two"], "validation": ["one"]})
+    text.corpus("wikitext103")
+    here = other_folder / "wikitext103-tokens"
+    return next(here.glob("train-*.uint16")), next(here.glob("train-*.npy"))
+
+
+def test_tokens_that_were_cut_short_are_refused_and_made_anew_once_removed(kept):
+    tokens, _ = kept
+    whole = tokens.read_bytes()
+    tokens.write_bytes(whole[:-2])
+    with pytest.raises(CorruptDataError) as raised:
+        text.corpus("wikitext103")
+
+    assert str(raised.value) == (
+        f"{tokens} has {len(whole) - 2} bytes, and should have {len(whole)}: it is damaged. "
+        "Remove it: the next trial makes it anew."
+    )
+    tokens.unlink()
+    assert text.corpus("wikitext103").tokens.tobytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01", b"no array"])
+def test_damaged_ends_of_batches_are_refused_and_made_anew_once_removed(kept, content):
+    _, ends = kept
+    whole = ends.read_bytes()
+    ends.write_bytes(content)
+    with pytest.raises(CorruptDataError) as raised:
+        text.corpus("wikitext103")
+
+    assert str(raised.value).startswith(f"{ends} cannot be read: ")
+    assert str(raised.value).endswith(". Remove it: the next trial makes it anew.")
+    ends.unlink()
+    text.corpus("wikitext103")
+    assert ends.read_bytes() == whole
+
+
+def test_what_a_killed_process_left_is_removed_before_the_tokens_are_written(kept):
+    """Not what somebody may still be writing, and not what belongs to another text."""
+    tokens, ends = kept
+    names = (f"{tokens.name}.12.part", f"{tokens.name}.12.ends", "val-34.uint16.56.part")
+    old, old_ends, other = (tokens.with_name(name) for name in names)
+    fresh = tokens.with_name(f"{tokens.name}.78.part")
+    for file in (old, old_ends, other, fresh):
+        file.touch()
+        if file != fresh:
+            os.utime(file, (time.time() - 3600,) * 2)
+    tokens.unlink()
+    text.corpus("wikitext103")
+
+    parts = {path for path in tokens.parent.iterdir() if path.suffix in (".part", ".ends")}
+    assert parts == {other, fresh}
+    assert ends.is_file()
 
 
 def test_a_text_without_a_word_has_no_chunks(other_folder):
