@@ -128,6 +128,7 @@ class Measurer:
         self.factors: dict[int, Entry] = {}  # manifest entries of what is on disk, by step
         self.notes: dict[int, dict[str, tuple[str, str | None]]] = {}  # method and flag, by view
         self.last: tuple[int, dict[str, SingularVectors]] | None = None
+        self._arrived: list[Finished] = []  # not written yet
         self._ready: list[Measured] = []
         self._state: spectral.SnapshotState | None = None
         self._pipeline: Pipeline | None = None
@@ -148,8 +149,9 @@ class Measurer:
             return
         self._drain()
         begun = spectral.begin_snapshot(request, state.parameters)
-        snapshots, self._state = begun.finish(self._state)
+        snapshots, remembered = begun.finish(self._state)
         self._finished(Finished(step, snapshots))
+        self._state = remembered  # last: whoever meets a full disk may take this snapshot again
         if pruned:
             rows = self._pruned_rows(state, snapshots[0].prune)
             self._ready.append(Measured(step, rows, []))
@@ -157,8 +159,7 @@ class Measurer:
     def results(self, *, wait: bool) -> list[Measured]:
         """What has been measured since the last call; with `wait`, everything that was taken."""
         if self._pipeline is not None:
-            for finished in self._pipeline.results(wait=wait):
-                self._finished(finished)
+            self._take_in(self._pipeline.results(wait=wait))
         ready, self._ready = self._ready, []
         return ready
 
@@ -250,23 +251,29 @@ class Measurer:
 
     def _drain(self) -> None:
         if self._pipeline is not None:
-            for finished in self._pipeline.results(wait=True):
-                self._finished(finished)
+            self._take_in(self._pipeline.results(wait=True))
             self._state = self._pipeline.state
             self._pipeline.__exit__(None)
             self._pipeline = None
 
+    def _take_in(self, found: Iterator[Finished]) -> None:
+        """Snapshots from the pipeline; one that cannot be written waits for the next call."""
+        self._arrived += found
+        while self._arrived:
+            self._finished(self._arrived[0])
+            del self._arrived[0]
+
     def _finished(self, finished: Finished) -> None:
         (snapshot,) = finished.snapshots
         step = finished.step
+        if snapshot.factors:
+            # Before anything else: if the storage refuses, the snapshot has not been taken.
+            if "agreement" in self.trial.measure.groups or self.trial.measure.keep == "all":
+                self._write(step, snapshot.factors)
+            if "agreement" in self.trial.measure.groups:
+                self.notes[step] = snapshot.notes
+            self.last = (step, snapshot.factors)
         self._ready.append(Measured(step, snapshot.scalars, snapshot.spectra))
-        if not snapshot.factors:
-            return
-        self.last = (step, snapshot.factors)
-        if "agreement" in self.trial.measure.groups:
-            self.notes[step] = snapshot.notes
-        if "agreement" in self.trial.measure.groups or self.trial.measure.keep == "all":
-            self._write(step, snapshot.factors)
 
     def _write(self, step: int, vectors: Mapping[str, SingularVectors]) -> None:
         arrays = {name: _arrays(each) for name, each in vectors.items()}

@@ -15,14 +15,19 @@ part of it: the same parameters and seed are the same trial.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from orchestrator import files
+from orchestrator.errors import DamageError, RecordError
 from orchestrator.expansion import FORMAT, assignment, canonical
 from orchestrator.nodes import comparable
 
@@ -91,18 +96,111 @@ def path_of(root: Path, trial_id: str) -> Path:
     return root / FOLDER / f"{trial_id}.json"
 
 
-def publish(root: Path, trial: Announced) -> None:
+def make(root: Path, name: str) -> None:
+    """The records of a new folder; what a recorder left that died here is written again.
+
+    Args:
+        root: the store's folder.
+        name: what is trained in it.
+
+    Raises:
+        StoreError: the storage refuses.
+    """
+    for folder in ("sweep", "trials", "scalars", "spectra", "checkpoints", FOLDER):
+        with files.storage_errors(root / folder, "make"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+    payloads = {"trials": b"", "yaml": TEXT.encode()}
+    facts = {
+        "recorded": True,
+        "name": name,
+        "task": name,
+        "task_version": 1,
+        "overrides": [],
+        "source": "",
+        "base": str(Path.cwd()),
+        "axes": [],
+        "parameters": [],
+        "accepted_at": datetime.now(UTC).isoformat(),
+        "checksums": {suffix: files.checksum(payload) for suffix, payload in payloads.items()},
+    }
+    # The JSON file is written last: it is what makes the record visible.
+    for suffix, payload in (*payloads.items(), ("json", files.seal_json(facts))):
+        files.replace(root / "sweep" / f"1.{suffix}", payload)
+
+
+def publish(root: Path, trial: Announced) -> bool:
     """Announce a trial; one that is announced already is left as it is.
+
+    Returns:
+        Whether it was not.
 
     Raises:
         StoreError: the storage refuses.
     """
     path = path_of(root, trial.trial_id)
-    if not path.exists():
-        try:
-            files.publish(path, files.seal_json(vars(trial)))
-        except FileExistsError:  # another recorder of the same trial was faster
-            return
+    if path.exists():
+        return False
+    try:
+        files.publish(path, files.seal_json(vars(trial)))
+    except FileExistsError:  # another recorder of the same trial was faster
+        return False
+    return True
+
+
+def hold(root: Path, trial: Announced) -> int:
+    """Keep a second recorder of the same trial out for as long as this process lives.
+
+    Raises:
+        RecordError: there is one.
+    """
+    try:
+        held = os.open(path_of(root, trial.trial_id), os.O_RDWR)
+    except OSError:  # written by another user: the commit decides between the two
+        return -1
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise RecordError(
+            str(root),
+            [
+                f"trial {trial.trial_id} ({trial.label}) is being recorded right now, by another "
+                "process or another Recorder of this one: end that, or give this one another seed"
+            ],
+        ) from None
+    except OSError:  # a file system without flock: likewise
+        pass
+    return held
+
+
+def given_up(trial: Announced, process: int, release: Callable[[], None]) -> None:
+    """Let the next recorder of a trial in, whose own one went away without being closed.
+
+    Args:
+        trial: which.
+        process: that records it: in those forked off it, nothing happens.
+        release: lets go of it.
+    """
+    if process == os.getpid():
+        release()
+        warnings.warn(
+            f"a Recorder of trial {trial.trial_id} ({trial.label}) was opened and never closed: "
+            "nothing that it recorded counts. Use it as `with Recorder(...) as recorder:`, or call "
+            "its close()",
+            stacklevel=2,
+        )
+
+
+def read_one(path: Path) -> Announced:
+    """The trial that a file announces.
+
+    Raises:
+        DamageError: it cannot be read, or is of another trial than its name.
+    """
+    found = Announced(**files.unseal_json(path))
+    if found.trial_id != path.stem:
+        raise DamageError(f"{path} is damaged: it says that it is of trial {found.trial_id}")
+    return found
 
 
 def read(root: Path) -> list[Announced]:
@@ -112,8 +210,7 @@ def read(root: Path) -> list[Announced]:
         DamageError: an announcement cannot be read; the message names the file.
     """
     paths = (root / FOLDER).glob("[0-9a-f]*.json")
-    found = [Announced(**files.unseal_json(path)) for path in paths]
-    return sorted(found, key=lambda trial: (trial.announced_at, trial.trial_id))
+    return sorted(map(read_one, paths), key=lambda trial: (trial.announced_at, trial.trial_id))
 
 
 def axes(trials: Sequence[Announced]) -> tuple[str, ...]:

@@ -14,24 +14,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import threading
 import time
-import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
-from orchestrator import environment, recorder_fields
+from orchestrator import recorder_fields
 from orchestrator.errors import RecordError, StoreError
 from orchestrator.measuring import Measurer
 from orchestrator.nodes import Problems
-from orchestrator.recorded import announcement
-from orchestrator.recorder_rows import Numbers, Value
+from orchestrator.recorded import announcement, given_up
+from orchestrator.recorder_rows import Rows, Value
 from orchestrator.recording import Recording, name_of
-from orchestrator.rows import Buffer
 from orchestrator.trial import FIRST_PUBLISH_SECONDS, LAST_PUBLISH_SECONDS
 from orchestrator.weights import Asked, Model, undisturbed, unwrapped, weights_of
 from spectral import METHOD_VERSION, Coupling, MatrixView
@@ -47,8 +46,8 @@ class Recorder:
     that is killed leaves nothing that counts. Rows are published while recording, after a second
     and then at doubling intervals up to ten minutes.
 
-    Any number of recorders may write to one folder at the same time. In distributed training only
-    rank 0 records: in all other processes every method returns at once and nothing is written.
+    Any number of recorders may write to one folder at once, and threads may share one. In all but
+    rank 0 of distributed training, and in what is forked off inside the block, nothing is written.
 
     Args:
         root: the results folder; made if need be. A sweep's folder is refused.
@@ -107,12 +106,11 @@ class Recorder:
         self._recording: Recording | None = None
         self._closed = False
         self._measurer: Measurer | None = None
-        self._buffer = Buffer()
-        self._shards: list[dict[str, Any]] = []
-        self._numbers = Numbers()
+        self._rows = Rows(self._trial)
         self._last_snapshot = -1
-        self._first_bad: int | None = None  # of the snapshots
         self._device = ""  # of the model
+        self._lock = threading.RLock()  # again from a signal handler of the thread that holds it
+        self._process: int | None = None
 
     # --- begin and end ---
 
@@ -133,7 +131,9 @@ class Recorder:
         self._started_at = datetime.now(UTC)
         if self._enabled:
             self._facts = json.dumps(recorder_fields.origin(), sort_keys=True)
-            self._recording = Recording.begin(self.root, self._trial, self._name, again=self._again)
+            found = Recording.begin(self.root, self._trial, self._name, again=self._again)
+            self._recording, self._process = found, os.getpid()
+            self._drop = weakref.finalize(self, given_up, self._trial, self._process, found.release)
         return self
 
     def close(self, error: BaseException | None = None) -> None:
@@ -146,56 +146,54 @@ class Recorder:
             RecordError: nothing was recorded; or another recorder has committed the trial.
             StoreError: the storage refuses: the trial has no result.
         """
-        recording, self._recording, self._closed = self._recording, None, True
-        if recording is None:
+        if self._is_elsewhere():
             return
-        try:
-            self._finish(recording, error)
-        except BaseException as second:
-            if error is None:
-                raise
-            error.add_note(f"what was recorded until then could not be kept: {second}")
-        finally:
-            if self._measurer is not None:
-                self._measurer.close()
-            recording.release()
+        with self._lock:
+            recording, self._recording, self._closed = self._recording, None, True
+            if recording is None:
+                return
+            self._drop.detach()
+            try:
+                self._finish(recording, error)
+            except BaseException as second:
+                if error is None:
+                    raise
+                error.add_note(f"what was recorded until then could not be kept: {second}")
+            finally:
+                recording.release()
+                if self._measurer is not None:
+                    self._measurer.close()
 
     def _finish(self, recording: Recording, error: BaseException | None) -> None:
-        status = "failed"
+        rows = self._rows
         # What went wrong may have been a snapshot: it would raise again.
         with contextlib.nullcontext() if error is None else contextlib.suppress(Exception):
             self._collect(wait=error is None)
-        self._numbers.fetch(self.trial_id, self._buffer)
-        bad = [s for s in (self._first_bad, self._numbers.first_bad) if s is not None]
-        last = max([0, self._last_snapshot, *self._numbers.last.values()])
-        device = self._device or self._numbers.device or "cpu"
-        if error is None:
-            status = "diverged" if bad else "completed"
-            if not (self._numbers.last or self._measurer):
-                problem = f"nothing was recorded of trial {self.trial_id} ({self._trial.label})"
-                raise RecordError(str(self.root), [f"{problem}: it has no result"])
+        rows.fetch(lossy=error is not None)
+        device = self._device or rows.device or "cpu"
+        if error is not None:
+            status = "failed"
+        elif not rows.last and self._last_snapshot < 0:
+            problem = f"nothing was recorded of trial {self.trial_id} ({self._trial.label})"
+            raise RecordError(str(self.root), [f"{problem}: it has no result"])
+        else:
+            status = "completed" if rows.first_bad is None else "diverged"
         if self._measurer is not None and status == "completed":
-            for found in self._measurer.final():
-                self._buffer.scalars(self.trial_id, found.step, found.scalars)
-                self._buffer.spectra(self.trial_id, found.step, found.spectra)
-            self._shards += self._measurer.kept()
-        self._publish(recording)
+            rows.measured(self._measurer.final())
+            rows.shards += self._measurer.kept()
+        rows.publish(self.root, recording.stem)
+        last = max([0, self._last_snapshot, *rows.last.values()])
         row: dict[str, Any] = {
             "status": status,
-            "last_step": min(bad) if status == "diverged" else last,
+            "last_step": rows.first_bad if status == "diverged" else last,
             "started_at": self._started_at,
             "ended_at": datetime.now(UTC),
             "wall_seconds": time.monotonic() - self._began,
             "device": device,
-            "environment": environment.record(
-                self.root, self._facts, threads=torch.get_num_threads(), device=device
-            ),
-            "shards": self._shards,
+            "shards": rows.shards,
+            "environment": recorder_fields.environment_of(self.root, self._facts, device, error),
+            **recorder_fields.failure(error),
         }
-        if error is not None:
-            text = "".join(traceback.format_exception(error))
-            row["error_kind"] = type(error).__name__
-            row["error"] = text.encode("utf-8", "replace").decode()  # half characters are no UTF-8
         recording.commit(row)
 
     def __enter__(self) -> Recorder:
@@ -220,12 +218,13 @@ class Recorder:
         Raises:
             RecordError: a name, a step or a value that cannot be recorded; nothing of the call is.
         """
-        if (recording := self._open()) is None:
-            return
-        self._numbers.add(recorder_fields.read_step(step), splits)
-        if self._numbers.many:
-            self._numbers.fetch(self.trial_id, self._buffer)
-        self._publish_in_time(recording)
+        with self._entered() as recording:
+            if recording is None:
+                return
+            self._rows.add(recorder_fields.read_step(step), splits)
+            if self._rows.many_waiting:
+                self._rows.fetch()
+            self._publish_in_time(recording)
 
     def snapshot(self, model: Model, step: int) -> None:
         """Measure the spectra of a model's weights as they are.
@@ -242,59 +241,60 @@ class Recorder:
             RecordError: what cannot be measured of this model, everything at once.
             StoreError: the storage refuses to keep singular vectors.
         """
-        if (recording := self._open()) is None:
-            return
-        at = recorder_fields.read_step(step)
-        if at <= self._last_snapshot:
-            problem = f"steps must grow: {at} comes after {self._last_snapshot}"
-            raise RecordError("Recorder.snapshot", [problem])
-        model = unwrapped(model)
-        try:
-            weights = weights_of(model)
-            with undisturbed(weights):
-                if self._measurer is None:
-                    self._measurer = self._asked.measurer(
-                        model, weights, self._trial, self.root, recording.stem
-                    )
-                self._measurer.take(cast(GroupState, weights), at)
-        except (ValueError, TypeError) as error:
-            raise RecordError("Recorder.snapshot", str(error).split("\n")) from error
-        self._last_snapshot = at
-        self._device = weights.flat.device.type
-        self._collect(wait=False)
-        self._publish_in_time(recording)
+        with self._entered() as recording:
+            if recording is None:
+                return
+            at = recorder_fields.read_step(step)
+            if at <= self._last_snapshot:
+                problem = f"steps must grow: {at} comes after {self._last_snapshot}"
+                raise RecordError("Recorder.snapshot", [problem])
+            model = unwrapped(model)
+            try:
+                weights = weights_of(model)
+                with undisturbed(weights):
+                    if self._measurer is None:
+                        stem = recording.stem
+                        found = self._asked.measurer(model, weights, self._trial, self.root, stem)
+                        self._rows.reserve(found.request)
+                        self._measurer = found
+                    self._measurer.take(cast(GroupState, weights), at)
+            except (ValueError, TypeError) as error:
+                raise RecordError("Recorder.snapshot", str(error).split("\n")) from error
+            self._last_snapshot = at
+            self._device = weights.flat.device.type
+            self._collect(wait=False)
+            self._publish_in_time(recording)
 
     # --- on the way to the disk ---
 
-    def _open(self) -> Recording | None:
-        """The recording; None in a process that does not record."""
-        if self._enabled is False:
-            return None
-        if self._recording is None:
-            problem = "it is not open: use it as `with Recorder(...) as recorder:`"
-            raise RecordError("Recorder", [problem])
-        return self._recording
+    def _is_elsewhere(self) -> bool:
+        """Whether this process was forked off the one that records."""
+        return self._process not in (None, os.getpid())
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[Recording | None]:
+        """The recording, for one thread at a time; None in a process that does not record."""
+        if self._enabled is False or self._is_elsewhere():
+            yield None
+            return
+        with self._lock:
+            if self._recording is None:
+                problem = "it is not open: use it as `with Recorder(...) as recorder:`"
+                raise RecordError("Recorder", [problem])
+            yield self._recording
 
     def _collect(self, *, wait: bool) -> None:
-        for found in self._measurer.results(wait=wait) if self._measurer is not None else ():
-            self._buffer.scalars(self.trial_id, found.step, found.scalars)
-            self._buffer.spectra(self.trial_id, found.step, found.spectra)
-            flags = {row.flag for row in found.scalars} | {row.flag for row in found.spectra}
-            if "diverged" in flags:
-                bad = found.step if self._first_bad is None else self._first_bad
-                self._first_bad = min(bad, found.step)
+        if self._measurer is not None:
+            self._rows.measured(self._measurer.results(wait=wait))
 
     def _publish_in_time(self, recording: Recording) -> None:
         """Show what there is, if it is time; if the storage refuses now, it is tried again."""
         now = time.monotonic()
-        if now < self._next_publish:
+        if now < self._next_publish and not self._rows.many:
             return
         self._next_publish = now + min(2 * (now - self._began), LAST_PUBLISH_SECONDS)
-        self._numbers.fetch(self.trial_id, self._buffer)
+        self._rows.fetch()
         try:
-            self._publish(recording)
+            self._rows.publish(self.root, recording.stem)
         except StoreError as error:
             warnings.warn(f"recorded rows are kept in memory: {error}", stacklevel=3)
-
-    def _publish(self, recording: Recording) -> None:
-        self._shards += self._buffer.publish(self.root, recording.stem, [self._trial.identity])

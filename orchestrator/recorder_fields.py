@@ -7,6 +7,7 @@ import operator
 import os
 import re
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from spectral import MEASUREMENTS, Coupling, MatrixView
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # what MLflow takes, and SQL in quotes
 _ACCEPTED = "a name of at most 100 characters A-Z, a-z, 0-9, _, . and -"
+_DEEPEST = 20  # lists in lists; one that holds itself is deeper than any
 
 
 def node_of(value: Any, path: str) -> Node:
@@ -139,7 +141,7 @@ def read_params(name: str, params: Any, problems: Problems) -> dict[str, Any]:
     return found
 
 
-def _value(value: Any) -> Any:
+def _value(value: Any, depth: int = 0) -> Any:
     value = _number(value)
     if value is None or isinstance(value, bool):
         return value
@@ -152,11 +154,16 @@ def _value(value: Any) -> Any:
             raise ValueError(f"expected a finite number, got {show(value)}")
         return float(value) + 0.0  # -0.0 + 0.0 is 0.0: one zero, one identity
     if isinstance(value, str):
-        if re.search("[\0\ud800-\udfff]", value):
-            raise ValueError("expected a text without NUL and half characters")
+        if not value.isprintable():
+            raise ValueError(
+                f"expected a text of printable characters, got {show(value)}: give a text without "
+                "control characters, such as a name for it"
+            )
         return str(value)
     if isinstance(value, list | tuple):
-        return [_value(item) for item in value]
+        if depth == _DEEPEST:
+            raise ValueError(f"expected lists in lists at most {_DEEPEST} deep, got deeper ones")
+        return [_value(item, depth + 1) for item in value]
     what = "a number, a text, true, false, None or a list of them"
     kind = type(value).__name__
     if isinstance(value, Mapping):
@@ -187,10 +194,43 @@ def read_step(step: Any) -> int:
 
 
 def origin() -> dict[str, Any]:
-    """What code records: the script, and the state of the repository that it lies in."""
+    """What code records: the script, and the state of the repository that it lies in.
+
+    A script of the installation (a notebook's kernel, `python -m` of a package) is none of the
+    user's: the working directory stands for it.
+    """
     script = Path(sys.argv[0]) if sys.argv else Path()
-    folder = script.absolute().parent if script.is_file() else Path.cwd()
+    own = script.is_file() and Path(sys.prefix).resolve() not in script.resolve().parents
+    folder = script.absolute().parent if own else Path.cwd()
     return {**environment.git_facts(folder), "recorded_by": script.name}
+
+
+def environment_of(root: Path, facts: str, device: str, error: BaseException | None) -> str:
+    """The column `environment`: what recorded a trial, see `orchestrator.environment.record`.
+
+    Args:
+        root: the store's folder.
+        facts: what `origin` found, as JSON.
+        device: "cpu" or "cuda".
+        error: what ended the trial before its time; then a device may not answer any more, and is
+            left out.
+    """
+    threads = torch.get_num_threads()
+    try:
+        return environment.record(root, facts, threads=threads, device=device)
+    except Exception:
+        if error is None:
+            raise
+        return environment.record(root, facts, threads=threads, device="cpu")
+
+
+def failure(error: BaseException | None) -> dict[str, str]:
+    """The columns of the trials table that say what ended a trial before its time, if it did."""
+    if error is None:
+        return {}
+    text = "".join(traceback.format_exception(error))
+    # half characters are no UTF-8
+    return {"error_kind": type(error).__name__, "error": text.encode("utf-8", "replace").decode()}
 
 
 def rank() -> int:
@@ -205,4 +245,4 @@ def rank() -> int:
     if not names and "LOCAL_RANK" in os.environ:
         names = ["LOCAL_RANK", "NODE_RANK"]
     texts = [os.environ.get(name, "0") for name in names]
-    return max((int(text) for text in texts if text.isdigit()), default=0)
+    return max((int(text) for text in texts if text.isdecimal()), default=0)

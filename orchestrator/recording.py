@@ -15,20 +15,25 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from orchestrator import factors, files, node_storage, recorded
 from orchestrator.errors import RecordError, StoreBusyError, StoreError
 from orchestrator.recorded import Announced
-from orchestrator.schemas import RESULTS, commit_table, seal
+from orchestrator.schemas import RESULTS, commit_table, seal, unseal
 from orchestrator.session import claim_epoch
 from orchestrator.store import Store
 
-LOCK_SECONDS = 30.0
-"""How long a recorder waits for others, each of which holds the lock for one look and one write."""
+BEGIN_SECONDS = 600.0
+"""How long a recorder waits for others before it begins: nothing is lost by that."""
+
+COMMIT_SECONDS = 30.0
+"""How long it waits at its end: each of the others holds the lock for one look and one write."""
 
 _ATTEMPT = re.compile(r"-(\d+)\.(\d+)-")
 
@@ -43,9 +48,12 @@ class Recording:
         attempt: counted over the life of the store.
     """
 
-    def __init__(self, root: Path, trial: Announced, epoch: int, attempt: int, held: int) -> None:
+    def __init__(
+        self, root: Path, trial: Announced, epoch: int, attempt: int, *, held: int, seen: set[str]
+    ) -> None:
         self.root, self.trial, self.epoch, self.attempt = root, trial, epoch, attempt
         self._held = held
+        self._seen = seen  # commit segments from before it began
 
     @property
     def stem(self) -> str:
@@ -65,12 +73,12 @@ class Recording:
         Raises:
             RecordError: the folder is not one for recorders or cannot be written to; the trial has
                 a result already, or is being recorded.
-            StoreBusyError: others have held the folder's lock for half a minute.
+            StoreBusyError: others have held the folder's lock for `BEGIN_SECONDS`.
             StoreError: the storage refuses.
         """
         name_of(root)  # refuses before anything is written there
         try:
-            lock = _locked(root)
+            lock = _locked(root, BEGIN_SECONDS)
         except StoreBusyError:
             raise
         except (StoreError, OSError) as error:
@@ -81,18 +89,23 @@ class Recording:
             store = Store(root)
             there = name_of(root)
             if not there:
-                _make(store, name)
+                recorded.make(root, name)
             elif there != name:
                 problem = f"it holds trials of {there!r}, not of {name!r}: give another folder"
                 raise RecordError(str(root), [problem])
             try:
-                recorded.publish(root, trial)
-                held = _hold(root, trial)
-                rerun = _superseded(store, trial, again=again)
+                fresh = recorded.publish(root, trial)
+                held = recorded.hold(root, trial)
+                seen = {segment for *_, segment in store.segment_names()}
+                earlier, rerun = _last_shard(root, trial.trial_id), frozenset[str]()
+                if earlier or not fresh:  # else no commit can be of it: none has to be read
+                    commits = store.commits()
+                    rerun = _superseded(store, commits, trial, again=again)
+                    earlier = max(earlier, _last_commit(commits, trial.trial_id))
                 if not store.epochs() or rerun:
                     claim_epoch(store, 1, rerun)
-                attempt = 1 + _last_attempt(store, trial.trial_id)
-                return cls(root, trial, store.epochs()[-1].n, attempt, held)
+                epoch = store.epochs()[-1].n
+                return cls(root, trial, epoch, 1 + earlier, held=held, seen=seen)
             except BaseException:
                 if held >= 0:
                     os.close(held)
@@ -111,7 +124,7 @@ class Recording:
         store = Store(self.root)
         own = {**self.trial.identity, "attempt": self.attempt, "group_size": 1, "parents": []}
         try:
-            lock: contextlib.AbstractContextManager[None] = _locked(self.root)
+            lock: contextlib.AbstractContextManager[None] = _locked(self.root, COMMIT_SECONDS)
         except (StoreBusyError, StoreError, OSError):
             # Whoever holds it hangs. Segments have names of their own: no reason to lose a trial.
             lock = contextlib.nullcontext()
@@ -129,24 +142,31 @@ class Recording:
                     sequence += 1
                 if (epoch, sequence) in {(n, number) for n, number, _ in store.counted_segments()}:
                     break  # else an epoch was claimed meanwhile that has not seen it
-        self._discard(store)
+        self._discard(store, row["shards"])
 
     def _refuse_if_replaced(self, store: Store) -> None:
         trial_id = self.trial.trial_id
         replaced = ""
         if store.fences().get(trial_id, 0) > self.epoch:
             replaced = "has begun it anew"
-        elif trial_id in store.outcomes("all")["trial_id"].to_pylist():
-            replaced = "has finished it"
+        else:
+            fence = store.fences().get(trial_id, 0)
+            segments = [name for *_, name in store.counted_segments() if name not in self._seen]
+            if any(_result(_segment(store, name), trial_id, fence) for name in segments):
+                replaced = "has finished it"
         if replaced:
             problem = f"trial {trial_id} ({self.trial.label}) does not count: another recorder "
             raise RecordError(str(self.root), [f"{problem}{replaced} meanwhile"])
 
-    def _discard(self, store: Store) -> None:
+    def _discard(self, store: Store, shards: Iterable[Mapping[str, Any]]) -> None:
         """Remove singular vectors that this trial's attempts have left and no commit names."""
-        if (self.root / factors.TABLE).is_dir():
-            shards = (s for row in store.commits()["shards"].to_pylist() for s in row or ())
-            kept = {shard["path"] for shard in shards}
+        kept = {shard["path"] for shard in shards}
+        left = (self.root / factors.TABLE).glob(f"{self.trial.trial_id}-*.arrow")
+        if {f"{factors.TABLE}/{path.name}" for path in left} - kept:
+            for *_, name in store.counted_segments():
+                if self.attempt > 1 or name not in self._seen:  # else it is of other trials
+                    of_all = _segment(store, name)["shards"].to_pylist()
+                    kept |= {shard["path"] for of_one in of_all for shard in of_one or ()}
             factors.discard_scratch(self.root, self.trial.trial_id, kept)
 
     def release(self) -> None:
@@ -173,11 +193,15 @@ def name_of(root: Path) -> str:
             problem = "it exists and is not a results folder: give another one"
             raise RecordError(str(root), [problem])
         return ""
-    records = Store.open(root).sweeps()
-    if records and records[-1].announced is None:
-        problem = f"it holds the sweep {records[-1].name!r}: give a Recorder a folder of its own"
+    Store.open(root)  # refuses other formats
+    records = sorted((root / "sweep").glob("[0-9]*.json"), key=lambda path: int(path.stem))
+    if not records:
+        return ""
+    facts = files.unseal_json(records[-1])
+    if not facts.get("recorded"):
+        problem = f"it holds the sweep {facts['name']!r}: give a Recorder a folder of its own"
         raise RecordError(str(root), [problem])
-    return records[-1].task if records else ""
+    return str(facts["task"])
 
 
 @contextlib.contextmanager
@@ -188,14 +212,14 @@ def _released(lock: files.DriverLock) -> Iterator[None]:
         lock.release()
 
 
-def _locked(root: Path) -> contextlib.AbstractContextManager[None]:
+def _locked(root: Path, seconds: float) -> contextlib.AbstractContextManager[None]:
     """The folder's driver lock, waited for; the folder is made if need be.
 
     Raises:
-        StoreBusyError: others have held it for `LOCK_SECONDS`.
+        StoreBusyError: others have held it for so many seconds.
         StoreError: the storage refuses.
     """
-    deadline = time.monotonic() + LOCK_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         lock = files.DriverLock(root / "epochs" / "driver.lock")
         try:
@@ -208,87 +232,58 @@ def _locked(root: Path) -> contextlib.AbstractContextManager[None]:
             return _released(lock)
 
 
-def _make(store: Store, name: str) -> None:
-    """The records of a new folder; what a recorder left that died here is written again."""
-    for folder in ("sweep", "trials", "scalars", "spectra", "checkpoints", recorded.FOLDER):
-        with files.storage_errors(store.root / folder, "make"):
-            (store.root / folder).mkdir(parents=True, exist_ok=True)
-    payloads = {"trials": b"", "yaml": recorded.TEXT.encode()}
-    facts = {
-        "recorded": True,
-        "name": name,
-        "task": name,
-        "task_version": 1,
-        "overrides": [],
-        "source": "",
-        "base": str(Path.cwd()),
-        "axes": [],
-        "parameters": [],
-        "accepted_at": datetime.now(UTC).isoformat(),
-        "checksums": {suffix: files.checksum(payload) for suffix, payload in payloads.items()},
-    }
-    # The JSON file is written last: it is what makes the record visible.
-    for suffix, payload in (*payloads.items(), ("json", files.seal_json(facts))):
-        store.replace(f"sweep/1.{suffix}", payload)
-
-
-def _hold(root: Path, trial: Announced) -> int:
-    """Keep a second recorder of the same trial out for as long as this process lives.
-
-    Raises:
-        RecordError: there is one.
-    """
-    try:
-        held = os.open(recorded.path_of(root, trial.trial_id), os.O_RDWR)
-    except OSError:  # written by another user: the commit decides between the two
-        return -1
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
-        raise RecordError(
-            str(root),
-            [
-                f"trial {trial.trial_id} ({trial.label}) is being recorded right now, by another "
-                "process or another Recorder of this one: end that, or give this one another seed"
-            ],
-        ) from None
-    except OSError:  # a file system without flock: likewise
-        pass
-    return held
-
-
-def _superseded(store: Store, trial: Announced, *, again: bool) -> frozenset[str]:
+def _superseded(
+    store: Store, commits: pa.Table, trial: Announced, *, again: bool
+) -> frozenset[str]:
     """The trial, if it has a result that is given up; nothing if it has none.
 
     Raises:
         RecordError: it has one.
     """
-    for row in store.outcomes("all").select(["trial_id", "status", "last_step"]).to_pylist():
-        if row["trial_id"] != trial.trial_id:
-            continue
-        if again:
-            return frozenset({trial.trial_id})
-        raise RecordError(
-            str(store.root),
-            [
-                f"trial {trial.trial_id} ({trial.label}) is recorded already: {row['status']} at "
-                f"step {row['last_step']}. Give another seed or other parameters, or record it "
-                "anew with again=True: what is there then no longer counts"
-            ],
-        )
-    return frozenset()
+    row = _result(commits, trial.trial_id, store.fences().get(trial.trial_id, 0))
+    if row is None:
+        return frozenset()
+    if again:
+        return frozenset({trial.trial_id})
+    raise RecordError(
+        str(store.root),
+        [
+            f"trial {trial.trial_id} ({trial.label}) is recorded already: {row['status']} at "
+            f"step {row['last_step']}. Give another seed or other parameters, or record it "
+            "anew with again=True: what is there then no longer counts"
+        ],
+    )
 
 
-def _last_attempt(store: Store, trial_id: str) -> int:
-    """The highest number that any attempt at a trial has left behind."""
-    commits = store.commits()
-    pairs = zip(commits["trial_id"].to_pylist(), commits["attempt"].to_pylist(), strict=True)
-    found = [0, *(attempt or 0 for one, attempt in pairs if one == trial_id)]
+def _result(commits: pa.Table, trial_id: str, fence: int) -> dict[str, Any] | None:
+    """The first commit with a result of a trial, of those from an epoch on; None: there is none."""
+    of_trial = commits.filter(pc.equal(commits["trial_id"], trial_id))
+    for row in of_trial.select(["epoch", "status", "last_step"]).to_pylist():
+        if row["status"] in RESULTS and row["epoch"] >= fence:
+            return dict(row)
+    return None
+
+
+def _last_commit(commits: pa.Table, trial_id: str) -> int:
+    """The highest number of any committed attempt at a trial."""
+    of_trial = commits.filter(pc.equal(commits["trial_id"], trial_id))
+    return max([0, *(attempt or 0 for attempt in of_trial["attempt"].to_pylist())])
+
+
+def _last_shard(root: Path, trial_id: str) -> int:
+    """The highest number of any attempt at a trial that has left a shard behind."""
+    found = [0]
     for table in ("scalars", "spectra", factors.TABLE):
-        names = (path.name for path in (store.root / table).glob(f"{trial_id}-*.arrow"))
+        names = (path.name for path in (root / table).glob(f"{trial_id}-*.arrow"))
         found += [int(match[2]) for match in map(_ATTEMPT.search, names) if match]
     return max(found)
+
+
+def _segment(store: Store, name: str) -> pa.Table:
+    """The commits of one segment."""
+    path = store.root / "trials" / name
+    with files.storage_errors(path, "read"):
+        return unseal(path.read_bytes(), str(path))
 
 
 def _published(store: Store, epoch: int, sequence: int, payload: bytes) -> bool:

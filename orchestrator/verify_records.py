@@ -7,14 +7,15 @@ See `orchestrator.verify`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator import recorded
-from orchestrator.errors import DamageError
+from orchestrator.errors import DamageError, StoreError
 from orchestrator.files import read_checked, unseal_json
-from orchestrator.schemas import FORMAT_VERSION
+from orchestrator.schemas import FORMAT_VERSION, unseal
 
 UNREAD = "No result of this store is read until it is restored from a backup."
 
@@ -83,7 +84,9 @@ def sweeps_of(
             trial_ids.update(listed.split())
             if facts.get("recorded"):
                 again = "record it again, with again=True: trial"
-                trial_ids |= _announced(root, damage)
+                announced = _announced(root, damage)
+                trial_ids |= announced
+                _without_announcement(root, announced, damage)
         except DamageError as error:
             damage.append(f"{error}. {UNREAD}")
     return trial_ids, again
@@ -94,7 +97,22 @@ def _announced(root: Path, damage: list[str]) -> set[str]:
     paths = sorted((root / recorded.FOLDER).glob("[0-9a-f]*.json"))
     for path in paths:
         try:
-            unseal_json(path)
+            recorded.read_one(path)
         except DamageError as error:
             damage.append(f"{error}. {UNREAD}")
     return {path.stem for path in paths}
+
+
+def _without_announcement(root: Path, announced: set[str], damage: list[str]) -> None:
+    """Add trials that recorders have committed and none has announced: readers pass them over."""
+    committed: set[str] = set()
+    for path in (root / "trials").glob("[0-9]*.arrow"):
+        with contextlib.suppress(StoreError, OSError):  # segments are checked by the caller
+            committed.update(unseal(path.read_bytes(), str(path))["trial_id"].to_pylist())
+    for trial_id in sorted(committed - announced):
+        path = recorded.path_of(root, trial_id)
+        damage.append(
+            f"{path} is missing, although trial {trial_id} was committed: no result of that trial "
+            "is read until it is restored from a backup, or written again by opening a Recorder "
+            "with the same name, parameters and seed."
+        )

@@ -7,6 +7,7 @@ parameters and nothing else; the names here are those without it.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from orchestrator.expansion import Trial
 from orchestrator.measure import Measure
 from orchestrator.measuring import Measurer
+from orchestrator.nodes import show
 from orchestrator.recorded import Announced
 from spectral import Coupling, MatrixView, discover
 from tasks import Task
@@ -103,12 +105,30 @@ def weights_of(model: Model) -> Weights:
     or on several devices, are copied to the CPU.
 
     Raises:
-        ValueError: there are none, or one is spread over several processes.
+        ValueError: there are none, one is no tensor or has no entries here, or it is no model.
     """
-    named = model.named_parameters() if isinstance(model, nn.Module) else model.items()
-    found = {plain_name(name): value.detach() for name, value in named}
+    given: Any = model  # whatever its type says: it is anyone's
+    if not isinstance(given, nn.Module | Mapping):
+        accepted = "a torch.nn.Module or a mapping of names to tensors"
+        raise ValueError(f"expected {accepted}, got {show(given)}")
+    named: dict[Any, Any] = dict(
+        given.named_parameters() if isinstance(given, nn.Module) else given
+    )
+    for name, value in named.items():
+        if not isinstance(name, str):
+            raise ValueError(f"expected the names of tensors as texts, got {show(name)}")
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise ValueError(f"parameter {name!r}: expected a torch.Tensor, got {kind}")
+    found = {plain_name(name): value.detach() for name, value in named.items()}
     if not found:
         raise ValueError("the model has no parameters")
+    empty = [name for name, value in found.items() if value.is_meta]
+    if empty:
+        raise ValueError(
+            f"parameter {empty[0]!r} is on the device meta, where it has no entries: materialise "
+            "the weights, or give snapshot() a mapping of names to tensors that have them"
+        )
     spread = [name for name, value in found.items() if hasattr(value, "full_tensor")]
     if spread:
         raise ValueError(
@@ -211,12 +231,22 @@ class Asked:
         return found
 
     def _views(self, model: Model, weights: Weights) -> list[MatrixView]:
+        unreal: list[str] = []
         if self.views is not None:
             views = list(self.views)
         elif isinstance(model, nn.Module):
             views = discovered(model, weights)
+            of_model = weights.parameters.items()
+            unreal = [name for name, value in of_model if value.is_complex() and value.dim() > 2]
         else:
             raise ValueError("tensors by name do not say which are matrices: give views=[...]")
+        named = ", ".join(unreal[:10]) + (f" and {len(unreal) - 10} more" if unreal[10:] else "")
+        parts = "give snapshot() a mapping of names to their real and imaginary parts, with views"
+        if unreal and not views:
+            raise ValueError(f"the model has no real matrix, and {named} are complex: {parts}")
+        if unreal:
+            what = f"complex matrices are left out: {named}. To measure them, {parts}"
+            warnings.warn(what, stacklevel=4)
         if not views:
             raise ValueError(
                 "the model has no matrix: no parameter of two dimensions or more. If its weights "

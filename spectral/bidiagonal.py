@@ -109,7 +109,9 @@ class UnitMatrix:
 def random_block(unit: UnitMatrix, rows: int, columns: int, use: str) -> Tensor:
     """Gaussian numbers from a generator of their own, the same for equal shapes on every device."""
     generator = torch.Generator().manual_seed(_SEEDS[use] + 65_537 * unit.shape[0] + unit.shape[1])
-    return torch.randn(rows, columns, generator=generator, dtype=torch.float64).to(unit.device)
+    return torch.randn(rows, columns, generator=generator, device="cpu", dtype=torch.float64).to(
+        unit.device
+    )
 
 
 def dense_svd(matrix: Array) -> tuple[Array, Array, Array]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import math
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +22,20 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator import Recorder, Results, recorder, recording
-from orchestrator.errors import RecordError, StoreBusyError, SweepError
+from orchestrator import (
+    Recorder,
+    Results,
+    environment,
+    recorded,
+    recorder,
+    recorder_fields,
+    recorder_rows,
+    recording,
+)
+from orchestrator.errors import RecordError, StoreBusyError, StoreError, SweepError
 from orchestrator.files import DriverLock
 from orchestrator.nodes import show
+from orchestrator.recorder_rows import Rows
 from orchestrator.session import Session, check_owner, claim_epoch
 from orchestrator.store import Store
 from orchestrator.summaries import ensure
@@ -279,6 +294,97 @@ def test_a_recording_of_nothing_is_refused_at_its_end(tmp_path: Path) -> None:
     ]
 
 
+class Lost(torch.Tensor):
+    """A number on a CUDA device that answers nothing any more."""
+
+    @staticmethod
+    def __new__(cls) -> Lost:
+        return torch.Tensor._make_wrapper_subclass(cls, (), device="cuda")
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.detach, torch.ops.aten.clone):
+            return cls()
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+def test_numbers_that_a_broken_device_keeps_cost_no_other_rows(tmp_path: Path) -> None:
+    """The failure is recorded, with everything that could still be had."""
+
+    def loop() -> None:
+        with Recorder(tmp_path / "mine") as one:
+            one.scalars(0, train={"loss": 1.0})
+            one.scalars(1, train={"loss": Lost(), "error": 0.5})
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError) as caught:
+        loop()
+
+    assert getattr(caught.value, "__notes__", []) == []
+    [row] = Results.open(tmp_path / "mine").trials(history=True).to_pylist()
+    assert (row["status"], row["last_step"]) == ("failed", 1)
+    [shard] = row["shards"]
+    kept = Store.open(tmp_path / "mine").read_shard(shard)
+    assert [kept[name].to_pylist() for name in ("step", "metric", "value")] == [
+        [0, 1],
+        ["loss", "error"],
+        [1.0, 0.5],
+    ]
+
+
+def test_an_interrupt_anywhere_loses_and_doubles_no_row(tmp_path: Path) -> None:
+    """At every line between a number and its shard in turn, until one run is not interrupted."""
+    trial = recorded.announcement("mine", {}, 0, method=METHOD_VERSION, at="")
+    num_lines, ended = 0, False
+    while not ended:
+        rows, lines = Rows(trial), iter(range(num_lines))
+        for step in range(3):
+            rows.add(step, {"train": {"loss": float(step)}})
+
+        def trace(frame: Any, event: str, _: Any, lines: Any = lines) -> Any:
+            if frame.f_code.co_filename != recorder_rows.__file__:
+                return None
+            if event == "line" and next(lines, None) is None:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            rows.fetch()
+            rows.publish(tmp_path, f"{trial.trial_id}-1.1")
+            ended = True
+        except KeyboardInterrupt:
+            num_lines += 1
+        finally:
+            sys.settrace(before)
+        rows.fetch()
+        rows.publish(tmp_path, f"{trial.trial_id}-1.1")
+        shards = [Store(tmp_path).read_shard(shard) for shard in rows.shards]
+        assert [v for shard in shards for v in shard["value"].to_pylist()] == [0.0, 1.0, 2.0]
+    assert num_lines > 20
+
+
+def test_a_recorder_that_goes_away_unclosed_lets_go_of_its_trial(tmp_path: Path) -> None:
+    """In a notebook, say; its rows count for nothing, and a warning says so."""
+    one = Recorder(tmp_path / "mine").open()
+    one.scalars(0, train={"loss": 1.0})
+    trial_id = one.trial_id
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del one
+        gc.collect()
+
+    assert [str(each.message) for each in caught] == [
+        f"a Recorder of trial {trial_id} (seed=0) was opened and never closed: nothing that it "
+        "recorded counts. Use it as `with Recorder(...) as recorder:`, or call its close()"
+    ]
+    assert statuses(tmp_path / "mine") == []
+    record(tmp_path / "mine")
+    assert statuses(tmp_path / "mine") == ["completed"]
+
+
 # --- once more --------------------------------------------------------------------------------
 
 
@@ -317,7 +423,7 @@ def test_where_files_cannot_be_locked_the_commit_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool, why: str
 ) -> None:
     """Of two recorders of one trial one result counts, and the other one is told."""
-    monkeypatch.setattr(recording, "_hold", lambda root, trial: -1)
+    monkeypatch.setattr(recorded, "hold", lambda root, trial: -1)
     root = tmp_path / "mine"
     first = Recorder(root).open()
     if again:
@@ -388,7 +494,8 @@ def test_a_lock_that_is_held_is_waited_for_and_costs_no_trial(
 ) -> None:
     """Who begins is refused after a while; who ends commits beside whoever hangs there."""
     root = tmp_path / "mine"
-    monkeypatch.setattr(recording, "LOCK_SECONDS", 0.05)
+    for seconds in ("BEGIN_SECONDS", "COMMIT_SECONDS"):
+        monkeypatch.setattr(recording, seconds, 0.05)
     one = Recorder(root).open()
     one.scalars(0, train={"loss": 1.0})
     lock = DriverLock(root / "epochs" / "driver.lock")
@@ -400,6 +507,105 @@ def test_a_lock_that_is_held_is_waited_for_and_costs_no_trial(
 
     lock.release()
     assert statuses(root) == ["completed"]
+
+
+def test_a_trial_costs_no_more_in_a_fuller_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the announcements nor the commits of other trials are read for it."""
+    read, num_read, real = [], [], Path.read_bytes
+
+    def reading(path: Path) -> bytes:
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    for seed in range(4):
+        read.clear()
+        record(tmp_path / "mine", seed=seed, steps=1, measure={"groups": ["agreement"]})
+        num_read.append(len(read))
+
+    assert num_read[1:] == [num_read[1]] * 3
+
+
+# --- threads and forks ------------------------------------------------------------------------
+
+
+def test_threads_that_share_a_recorder_lose_and_double_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Published again and again meanwhile, and switched as often as can be."""
+    monkeypatch.setattr(recorder_rows, "MOST_ROWS", 200)
+    num_threads, num_steps = 4, 250
+    interval = sys.getswitchinterval()
+
+    with Recorder(tmp_path / "mine") as one:
+
+        def loop(number: int) -> None:
+            for step in range(num_steps):
+                one.scalars(step, train={f"metric{number}": number + step})
+
+        threads = [threading.Thread(target=loop, args=(n,)) for n in range(num_threads)]
+        sys.setswitchinterval(1e-6)
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(interval)
+
+    results = Results.open(tmp_path / "mine")
+    for number in range(num_threads):
+        values = results.scalars(metric=f"metric{number}")["value"].to_pylist()
+        assert sorted(values) == [float(number + step) for step in range(num_steps)]
+
+
+def test_many_rows_are_published_before_their_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that memory does not grow with the length of a loop."""
+    monkeypatch.setattr(recorder_rows, "MOST_ROWS", 3)
+    monkeypatch.setattr(recorder, "FIRST_PUBLISH_SECONDS", 1e9)
+
+    with Recorder(tmp_path / "mine") as one:
+        for step in range(7):
+            one.scalars(step, train={"loss": step})
+        live = Results.open(tmp_path / "mine", running=True)
+        assert live.scalars(metric="loss")["value"].to_pylist() == [0, 1, 2, 3, 4, 5]
+        one.snapshot(diagonal(3.0, 1.0), 6)  # many rows of one step
+        live = Results.open(tmp_path / "mine", running=True)
+        assert live.scalars(metric="norm/spectral")["value"].to_pylist() == [pytest.approx(3.0)]
+
+    losses = Results.open(tmp_path / "mine").scalars(metric="loss")["value"].to_pylist()
+    assert losses == [0, 1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of fork beside threads
+def test_a_process_forked_off_inside_the_block_records_nothing(tmp_path: Path) -> None:
+    """It may leave by sys.exit: the trial is the parent's, and stays so."""
+    root = tmp_path / "mine"
+    with Recorder(root) as one:
+        one.scalars(0, train={"loss": 1.0})
+        child = os.fork()
+        if child == 0:
+            try:
+                with contextlib.ExitStack() as stack:
+                    stack.push(one)  # as the block around would end
+                    one.scalars(0, train={"loss": 2.0})
+                    one.snapshot(diagonal(1.0), 0)
+                    sys.exit()
+            except SystemExit:
+                os._exit(7)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert "is being recorded right now" in problems(Recorder(root).open)[0]
+        one.scalars(1, train={"loss": 3.0})
+
+    results = Results.open(root)
+    assert results.trials(history=True)["status"].to_pylist() == ["completed"]
+    assert results.scalars()["value"].to_pylist() == [1.0, 3.0]
 
 
 # --- several processes, and a kill ------------------------------------------------------------
@@ -630,6 +836,42 @@ def test_damage_says_how_a_trial_is_recorded_again(tmp_path: Path) -> None:
     )
 
 
+def test_a_committed_trial_without_its_announcement_is_damage(tmp_path: Path) -> None:
+    """Its result is passed over by readers; who records it again brings it back."""
+    root = tmp_path / "mine"
+    record(root, seed=0)
+    trial_id = record(root, seed=1)
+    announced = root / "recorded" / f"{trial_id}.json"
+    announced.unlink()
+
+    assert len(statuses(root)) == 1
+    assert verify(root).damage == [
+        f"{announced} is missing, although trial {trial_id} was committed: no result of that trial "
+        "is read until it is restored from a backup, or written again by opening a Recorder with "
+        "the same name, parameters and seed."
+    ]
+
+    assert "is recorded already" in problems(lambda: record(root, seed=1))[0]
+    assert len(statuses(root)) == 2
+    assert verify(root).damage == []
+
+
+def test_an_announcement_under_another_name_is_damage(tmp_path: Path) -> None:
+    """Its checksum is right: a file that was copied, or renamed."""
+    root = tmp_path / "mine"
+    trial_id = record(root)
+    moved = root / "recorded" / f"{'0' * 16}.json"
+    recorded.path_of(root, trial_id).rename(moved)
+
+    assert (
+        f"{moved} is damaged: it says that it is of trial {trial_id}. No result of this store "
+        "is read until it is restored from a backup." in verify(root).damage
+    )
+    with pytest.raises(StoreError) as caught:
+        Results.open(root)
+    assert str(caught.value) == f"{moved} is damaged: it says that it is of trial {trial_id}"
+
+
 def test_seeds_recorded_at_unequal_steps_have_no_mean(tmp_path: Path) -> None:
     """Early stopping is no error of the recorder; who averages is told which trials differ."""
     record(tmp_path / "mine", seed=0, steps=2)
@@ -666,6 +908,69 @@ def test_a_snapshot_leaves_everything_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), generators[0])
     assert np.random.get_state()[1].tolist() == generators[1]
     assert random.getstate() == generators[2]
+
+
+@pytest.mark.parametrize("groups", [["ranks", "spectrum"], ["agreement", "update"]])
+def test_the_default_device_of_a_loop_does_not_matter(tmp_path: Path, groups: list[str]) -> None:
+    """Tensors of our own do not go where a loop lets its new ones go."""
+    ids = []
+    for seed, device in enumerate(("cpu", "meta")):
+        model = diagonal(3.0, 1.0)
+        with Recorder(tmp_path / "x", seed=seed, measure=groups) as one, torch.device(device):
+            for step in range(2):
+                one.snapshot(model, step)
+                model.weight.data.mul_(2)
+        ids.append(one.trial_id)
+
+    there, here = (Results.open(tmp_path / "x").scalars(trial_id=each) for each in ids)
+    columns = ["step", "subject", "metric", "value", "lower", "upper"]
+    assert here.select(columns).equals(there.select(columns))
+    assert here.num_rows > 0
+
+
+def test_a_snapshot_that_the_storage_refused_can_be_taken_again(tmp_path: Path) -> None:
+    """Once, with what it would have been: the update since the snapshot before, 6 - 3 = 3."""
+    root, model = tmp_path / "mine", diagonal(3.0, 1.0)
+    with Recorder(root, measure={"groups": ["ranks", "agreement", "update"]}) as one:
+        one.snapshot(model, 0)
+        model.weight.data *= 2
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as on a full disk
+        try:
+            with pytest.raises(StoreError, match="File too large"):
+                one.snapshot(model, 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        one.snapshot(model, 1)
+
+    results = Results.open(root)
+    norms = results.scalars(metric="norm/spectral")
+    assert norms["step"].to_pylist() == [0, 1]
+    assert norms["value"].to_pylist() == pytest.approx([3.0, 6.0])
+    update = results.scalars(metric="update_norm/spectral", step=1)
+    assert update["value"].to_pylist() == pytest.approx([3.0])
+
+
+def test_complex_matrices_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    """And a model that has no other is told so."""
+    model = nn.Module()
+    model.real = diagonal(2.0, 1.0)
+    model.wave = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+    parts = "give snapshot() a mapping of names to their real and imaginary parts, with views"
+
+    with Recorder(tmp_path / "mine") as one, pytest.warns(UserWarning, match="wave") as caught:
+        one.snapshot(model, 0)
+
+    assert [(str(each.message), each.filename) for each in caught] == [
+        (f"complex matrices are left out: wave. To measure them, {parts}", __file__)
+    ]
+    assert subjects(tmp_path / "mine") == ["real"]
+    del model.real
+    with Recorder(tmp_path / "mine", seed=1) as one:
+        one.scalars(0, train={"loss": 1.0})
+        assert problems(lambda: one.snapshot(model, 0)) == [
+            f"the model has no real matrix, and wave are complex: {parts}"
+        ]
 
 
 def subjects(root: Path) -> list[str]:
@@ -881,6 +1186,20 @@ def test_what_cannot_be_recorded_is_refused(
     assert problems(lambda: Recorder(tmp_path / "mine", **given)) == [said]
 
 
+def test_parameters_that_no_file_could_hold_are_refused(tmp_path: Path) -> None:
+    """Control characters and noncharacters, and a list that holds itself."""
+    itself: list[Any] = [1]
+    itself.append(itself)
+    params = {"a": "x\0y", "b": "\ufffe", "c": "\ud800", "d": "two\nlines", "e": itself}
+
+    said = "expected a text of printable characters, got {}: give a text without control "
+    said += "characters, such as a name for it  @ params.{}"
+    assert problems(lambda: Recorder(tmp_path / "mine", params=params)) == [
+        *(said.format(repr(params[name]), name) for name in "abcd"),
+        "expected lists in lists at most 20 deep, got deeper ones  @ params.e",
+    ]
+
+
 def test_a_folder_whose_name_is_no_name_needs_one(tmp_path: Path) -> None:
     """MLflow would refuse it much later."""
     assert problems(lambda: Recorder(tmp_path / "my results")) == [
@@ -924,10 +1243,66 @@ def test_numbers_that_cannot_be_recorded_are_refused(tmp_path: Path) -> None:
     assert rows["metric"].to_pylist() == ["loss", "a/b"]
 
 
+def test_numbers_of_other_libraries_are_numbers(tmp_path: Path) -> None:
+    """As the plain ones that they hold: True is 1; what is complex or too large is refused."""
+    with Recorder(tmp_path / "mine") as one:
+        one.scalars(0, val={"a": np.bool_(True), "b": True, "c": np.array([2.5]), "d": 10**30})
+        bad: dict[str, Any] = {"a": np.complex64(1), "b": 1j, "c": 10**400, "d": 10**5000}
+        far = "expected a number, got one beyond the range of float64"
+        assert problems(lambda: one.scalars(1, val=bad)) == [
+            f"val/a: expected a number, got {show(np.complex64(1))}",
+            "val/b: expected a number, got 1j",
+            f"val/c: {far}",
+            f"val/d: {far}",
+        ]
+        assert problems(lambda: one.scalars(1, val={"a": torch.ones((), device="meta")})) == [
+            "val/a: expected a number, got a tensor on the device meta, which has none"
+        ]
+
+    values = Results.open(tmp_path / "mine").scalars(subject="val")["value"].to_pylist()
+    assert values == [1.0, 1.0, 2.5, 1e30]
+
+
+def test_a_split_and_a_matrix_do_not_share_a_metric(tmp_path: Path) -> None:
+    """Whichever comes first; metrics that snapshots do not measure may have any split."""
+    model = nn.ModuleDict({"val": diagonal(2.0, 1.0)})
+    with Recorder(tmp_path / "mine") as one:
+        one.scalars(0, val={"loss": 1.0})
+        one.snapshot(model, 0)
+        assert problems(lambda: one.scalars(1, val={"loss": 1.0, "effective_rank": 2.0})) == [
+            "val/effective_rank: snapshots measure this of a matrix called val: rename the split"
+        ]
+    with Recorder(tmp_path / "mine", seed=1) as one:
+        one.scalars(0, val={"loss": 1.0, "effective_rank": 2.0})
+        assert problems(lambda: one.snapshot(model, 0)) == [
+            "scalars() has recorded val/effective_rank, which snapshots measure of a matrix of "
+            "that name: give the split or the metric another name"
+        ]
+
+
 @pytest.mark.parametrize(
     ("model", "given", "said"),
     [
         (nn.ReLU(), {}, ["the model has no parameters"]),
+        (5, {}, ["expected a torch.nn.Module or a mapping of names to tensors, got 5"]),
+        (
+            {"weight": np.ones((2, 2))},
+            {"views": [MatrixView("a", "weight")]},
+            ["parameter 'weight': expected a torch.Tensor, got ndarray"],
+        ),
+        (
+            {0: torch.ones(2, 2)},
+            {"views": [MatrixView("a", "0")]},
+            ["expected the names of tensors as texts, got 0"],
+        ),
+        (
+            nn.Linear(2, 2, device="meta"),
+            {},
+            [
+                "parameter 'weight' is on the device meta, where it has no entries: materialise "
+                "the weights, or give snapshot() a mapping of names to tensors that have them"
+            ],
+        ),
         (
             nn.LayerNorm(3),
             {},
@@ -1011,6 +1386,7 @@ def test_a_recorder_is_used_once_and_inside_its_block(tmp_path: Path) -> None:
         ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False),
         ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
         ({"NODE_RANK": "1", "SLURM_PROCID": "1"}, True),
+        ({"RANK": "\u00b2"}, True),  # a digit, and no number
     ],
 )
 def test_only_rank_0_records(
@@ -1037,3 +1413,18 @@ def test_processes_that_train_apart_can_all_record(
     record(tmp_path / "mine", seed=0, steps=1, enabled=False)
 
     assert Results.open(tmp_path / "mine").trials()["seed"].to_pylist() == [1]
+
+
+def test_a_notebook_is_recorded_with_the_state_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Python was started with is its kernel then, a file of the installation."""
+    kernel = Path(nn.__file__)
+    assert Path(sys.prefix).resolve() in kernel.resolve().parents
+    monkeypatch.setattr(sys, "argv", [str(kernel)])
+    monkeypatch.chdir(tmp_path)
+
+    assert recorder_fields.origin() == {
+        **environment.git_facts(tmp_path),
+        "recorded_by": "__init__.py",
+    }
