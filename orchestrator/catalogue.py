@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import to_jsonable_python
@@ -55,9 +56,9 @@ def heading(name: str, task_class: type[Task]) -> str:
     if isinstance(task_class.splits, tuple):  # else it depends on the parameters
         lines += ["", f"splits: {', '.join(task_class.splits)}"]
     field = task_class.Config.model_fields.get("data")
-    choices = [str(each) for each in get_args(field.annotation)] if field is not None else []
+    choices = _choices(field.annotation) if field is not None else []
     if choices:
-        known = ", ".join(map(_presence, choices))
+        known = ", ".join(_presence(name, task_class) for name in choices)
         lines += [f"data sets: {known}{'; see `sweep data`' if '(missing)' in known else ''}"]
     return "\n".join(lines)
 
@@ -71,9 +72,20 @@ def _paragraphs(text: str) -> Iterator[str]:
         yield from [" ".join(lines)] if prose else lines
 
 
-def _presence(name: str) -> str:
-    if name not in data.SETS:
-        return f"{name} (needs no download)"
+def _choices(annotation: Any) -> list[str]:
+    """The texts that a parameter may be; none if it may be any text."""
+    if get_origin(annotation) is Literal:
+        return [each for each in get_args(annotation) if isinstance(each, str)]
+    if get_origin(annotation) in (Union, UnionType):
+        members = [each for each in get_args(annotation) if each is not NoneType]
+        return _choices(members[0]) if len(members) == 1 else []
+    return []
+
+
+def _presence(name: str, task_class: type[Task]) -> str:
+    if name not in data.SETS:  # what else a user's task reads, only that task knows
+        ours = task_class.__module__.partition(".")[0] == tasks.__name__
+        return f"{name} (needs no download)" if ours else name
     return f"{name} ({'missing' if data.missing(name) else 'here'})"
 
 

@@ -88,9 +88,10 @@ def run_sweep(
     options = options or Options()
     observer = observer or _Nobody()
     check_owner(sweep)
-    preflight.refuse(sweep, launch=options.only, here=options.address is None)
     source_hash = tasks.source_hash(sweep.task_class)
     rerun = _rerun(sweep, options, source_hash)
+    launch = preflight.to_launch(sweep, options.only, rerun, retry_failed=options.retry_failed)
+    preflight.refuse(sweep, launch=launch, here=options.address is None)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         place = None
@@ -101,6 +102,7 @@ def run_sweep(
                     options.address,
                     limit=min(options.workers or sweep.num_trials, sweep.num_trials),
                     tracked=projector is not None,
+                    launch=launch,
                     shipment=options.shipment,
                     message=observer.message,
                 )

@@ -34,8 +34,9 @@ from orchestrator.figures_choice import (
 from orchestrator.figures_data import Configuration, Heat, scalar_heat, spectrum_heat
 from orchestrator.figures_final import draw_finals, finals
 from orchestrator.figures_series import pruned_series, settling_series
+from orchestrator.figures_text import literal
 from orchestrator.lines import AXIS_LABELS
-from orchestrator.schemas import SCALARS
+from orchestrator.schemas import SCALARS, TRIALS
 
 if TYPE_CHECKING:
     from orchestrator.results import Results
@@ -70,8 +71,8 @@ class Plots:
         have = set(table["trial_id"].to_pylist())
         row = next(r for r in (*one.chosen, *one.rows) if r["trial_id"] in have)
         ax = lines.singular_values(table, row["trial_id"], subject, ax)
-        parts = [subject, one.label, f"seed {row['seed']}"]
-        ax.set_title(", ".join(part for part in parts if part), fontsize=10)
+        parts = filter(None, (subject, one.shown, f"seed {row['seed']}"))
+        ax.set_title(literal(", ".join(parts)), fontsize=10)
         return ax
 
     def rank_heatmap(
@@ -207,8 +208,7 @@ class Plots:
             pa.concat_tables([scalars_of(self._results, metric), kept]), "subject", [split]
         )
         if not table.num_rows:
-            known = kept["subject"].to_pylist()
-            raise QueryError(unknown("split", split, known))
+            raise QueryError(unknown("split", split, kept["subject"].to_pylist()))
         one = configuration_of(self._results, trial, configuration, table)
         series, colours, styles = pruned_series(table, metric)
         ax = self._seeds(ax, one, series, colours, styles, AXIS_LABELS.get(metric, metric), split)
@@ -245,7 +245,7 @@ class Plots:
         ends = finals(trials, mine, parameter, self._results.parameters)
         ax = draw.new_axes() if ax is None else ax
         draw_finals(ax, ends.get(subject, []), parameter, metric)
-        ax.set_title(f"{subject}, last step", fontsize=10)
+        ax.set_title(literal(f"{subject}, last step"), fontsize=10)
         return ax
 
     # --- how ------------------------------------------------------------------------------
@@ -257,9 +257,9 @@ class Plots:
             return SCALARS.empty_table()
 
     def _require_parameter(self, name: str | None) -> None:
-        columns = self._results.trials().column_names
-        if name is not None and name not in columns:
-            raise QueryError(unknown("parameter", name, self._results.parameters or columns))
+        known = [n for n in self._results.trials().column_names if n not in TRIALS.names]
+        if name is not None and name not in known:
+            raise QueryError(unknown("parameter", name, self._results.parameters or known))
 
     def _heat(
         self,
@@ -276,7 +276,7 @@ class Plots:
         draw.colour_bar(mesh, ax, label, chance)
         draw.label_steps(ax)
         title = [part for part in (None if of is None else draw.short(of), heat.title) if part]
-        ax.set_title(", ".join(title), fontsize=10)
+        ax.set_title(literal(", ".join(title)), fontsize=10)
         return ax
 
     def _seeds(
@@ -292,9 +292,9 @@ class Plots:
         ax = draw.new_axes() if ax is None else ax
         draw.draw_seeds(ax, one, series, colours, styles)
         draw.label_steps(ax)
-        ax.set_ylabel(label, fontsize=8)
+        ax.set_ylabel(literal(label), fontsize=8)
         ax.legend(handles=draw.legend_lines(colours, styles), fontsize=7)
         seeds = "seed" if len(one.rows) == 1 else "seeds"
         whose = f"{seeds} {', '.join(str(row['seed']) for row in one.rows)}"
-        ax.set_title(", ".join(part for part in (of, one.label, whose) if part), fontsize=10)
+        ax.set_title(literal(", ".join(filter(None, (of, one.shown, whose)))), fontsize=10)
         return ax

@@ -46,6 +46,17 @@ def group_of(name: str) -> str | None:
     return "ranks" if root in (*ranks, "spectral_entropy", "gini", "norm") else None
 
 
+def own_rows(scalars: pa.Table) -> pa.Array:
+    """Which rows are the task's own metrics, of any split and by any name: booleans.
+
+    A Recorder's caller may name a split or a metric as one of our measurements.
+    """
+    recorded = pc.equal(scalars["method"], "recorded")
+    names = scalars["metric"].unique().to_pylist()
+    own = pa.array([name for name in names if group_of(name) is None], pa.string())
+    return pc.fill_null(pc.or_kleene(recorded, pc.is_in(scalars["metric"], value_set=own)), False)
+
+
 def scalars_of(results: Results, metric: str) -> pa.Table:
     """Every row of a metric.
 

@@ -7,6 +7,7 @@ over matrices, never over configurations.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.comparable import level_of, level_order
+from orchestrator.figures_text import shorter
 from orchestrator.fits import Floats
 from orchestrator.lines import drawable
 
@@ -34,11 +36,13 @@ class Configuration:
         config_id: which.
         label: its swept parameters, ``weight_decay = 0.3``; its identifier if none is swept and
             there are several.
+        shown: the same with long values shortened.
         rows: its trials by seed: trial_id, config_id, seed, status.
     """
 
     config_id: str
     label: str
+    shown: str
     rows: tuple[Mapping[str, Any], ...]
 
     @property
@@ -50,7 +54,7 @@ class Configuration:
     def alone(self, trial_id: str) -> Configuration:
         """The same with one trial."""
         rows = tuple(row for row in self.rows if row["trial_id"] == trial_id)
-        return Configuration(self.config_id, self.label, rows)
+        return dataclasses.replace(self, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Heat:
     """A heat map: `values` (rows, steps), NaN where there is nothing to show.
 
     Attributes:
-        label: of the configuration.
+        label: of the configuration; likewise `shown`.
         rows: what the rows are: names of matrices or couplings, or indices from 1.
         steps: ascending.
         values: of one trial, or the mean over `trials`; NaN where any of them has no number.
@@ -72,6 +76,7 @@ class Heat:
     """
 
     label: str
+    shown: str
     rows: tuple[Any, ...]
     steps: tuple[int, ...]
     values: Floats
@@ -86,7 +91,7 @@ class Heat:
     @property
     def title(self) -> str:
         """The configuration, and whose numbers."""
-        return ", ".join(part for part in (self.label, self.whose) if part)
+        return ", ".join(part for part in (self.shown, self.whose) if part)
 
     @property
     def whose(self) -> str:
@@ -127,10 +132,12 @@ def configurations(trials: pa.Table, parameters: Sequence[str]) -> list[Configur
     varying = [i for i in range(len(parameters)) if len({str(v[i]) for v in levels.values()}) > 1]
     found = []
     for config_id in sorted(levels, key=lambda c: (*map(level_order, levels[c]), c)):
-        named = [f"{parameters[i]} = {levels[config_id][i]}" for i in varying]
-        label = ", ".join(named) or (config_id[:8] if len(levels) > 1 else "")
+        named = [(parameters[i], levels[config_id][i]) for i in varying]
+        without = config_id[:8] if len(levels) > 1 else ""
+        label = ", ".join(f"{name} = {level}" for name, level in named) or without
+        shown = ", ".join(f"{name} = {shorter(level)}" for name, level in named) or without
         rows = sorted(of_config[config_id], key=lambda row: (row["seed"], row["trial_id"]))
-        found.append(Configuration(config_id, label, tuple(rows)))
+        found.append(Configuration(config_id, label, shown, tuple(rows)))
     return found
 
 
@@ -215,6 +222,7 @@ def _heat(
             layer[row_at[row], step_at[step]] = math.nan if hidden else value
     return Heat(
         label=configuration.label,
+        shown=configuration.shown,
         rows=rows,
         steps=tuple(steps),
         values=cube.mean(axis=0) if have else np.zeros((0, 0)),

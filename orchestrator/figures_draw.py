@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from orchestrator.figures_data import ENDS, Configuration, Heat
+from orchestrator.figures_text import literal
 from orchestrator.fits import Floats
 from orchestrator.lines import STEP_LABEL
 
@@ -76,7 +77,7 @@ def draw_heat(
         ax.set_ylabel("index (1 = largest singular value)" if labels else "", fontsize=8)
     elif len(heat.rows) <= MOST_LABELS:
         size = 7 if len(heat.rows) <= 24 else 5
-        names = [_named(heat, row) for row in heat.rows]
+        names = [literal(_named(heat, row)) for row in heat.rows]
         ax.set_yticks(range(1, len(names) + 1), names if labels else [], fontsize=size)
         ax.tick_params(axis="y", length=0)
     return mesh
@@ -86,7 +87,7 @@ def colour_bar(mesh: ScalarMappable, axes: Any, label: str, chance: float | None
     """What the colours mean; a chance level is a dashed line across it."""
     figure = (axes[0] if isinstance(axes, list) else axes).figure
     bar = figure.colorbar(mesh, ax=axes, fraction=0.05, pad=0.02)
-    bar.set_label(label, fontsize=8)
+    bar.set_label(literal(label), fontsize=8)
     bar.ax.tick_params(labelsize=7)
     if chance is not None:
         bar.ax.axhline(chance, color="white", lw=2.2)

@@ -7,13 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from matplotlib.axes import Axes
 
 from orchestrator.aggregate import Estimate, over_seeds
 from orchestrator.comparable import level_of, level_order
 from orchestrator.figures_data import HIDDEN, Configuration, configurations
-from orchestrator.lines import AXIS_LABELS
+from orchestrator.figures_text import literal, shorter
+from orchestrator.lines import AXIS_LABELS, evenly
+
+MAX_TICKS = 12
+"""Levels that have their name under the axis, at most."""
+_ROOM = 60  # characters that fit under it, about
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def finals_table(found: Mapping[str, Sequence[Final]], parameter: str) -> pa.Tab
     rows: list[dict[str, Any]] = []
     for subject, ends in found.items():
         for end in ends:
-            common = {"panel": subject, parameter: str(end.level)}
+            common = {"panel": subject, "parameter": parameter, "level": str(end.level)}
             common |= {"configuration": end.configuration.label or "all"}
             seeds = {row["trial_id"]: row["seed"] for row in end.configuration.rows}
             for trial_id, value in end.points.items():
@@ -108,8 +114,8 @@ def finals_table(found: Mapping[str, Sequence[Final]], parameter: str) -> pa.Tab
             if (of := end.estimate) is not None:
                 mean = {"what": "mean", "value": of.mean, "n": of.n}
                 rows.append({**common, **mean, "lower": of.lower, "upper": of.upper})
-    names = [("panel", pa.string()), (parameter, pa.string()), ("configuration", pa.string())]
-    names += [("what", pa.string()), ("trial_id", pa.string()), ("seed", pa.int64())]
+    texts = ("panel", "parameter", "level", "configuration", "what", "trial_id")
+    names = [*((name, pa.string()) for name in texts), ("seed", pa.int64())]
     names += [(name, pa.float64()) for name in ("value", "lower", "upper")] + [("n", pa.int64())]
     return pa.Table.from_pylist(rows, pa.schema(names))
 
@@ -118,41 +124,46 @@ def draw_finals(ax: Axes, ends: Sequence[Final], parameter: str, metric: str) ->
     """Every seed as a point over the levels, which stand side by side without a scale.
 
     Means are bars with their 95 % t interval, joined by a line where each level has one
-    configuration. Configurations that share a level stand beside each other.
+    configuration. Configurations that share a level stand beside each other; the points of each
+    have its config_id as gid. Of many levels, evenly spread ones are named.
     """
     levels = list(dict.fromkeys(end.level for end in ends))
     at_level: dict[Any, list[Final]] = {level: [] for level in levels}
     for end in ends:
         at_level[end.level].append(end)
     widest = max((len(members) for members in at_level.values()), default=1)
-    means: list[tuple[float, float]] = []
+    means: list[tuple[float, float, float, float]] = []  # where, mean, its interval
     for place, level in enumerate(levels):
         for i, end in enumerate(at_level[level]):
             centre = place + (0.8 * ((i + 0.5) / len(at_level[level]) - 0.5) if widest > 1 else 0)
             spread = 0.12 / widest
-            for j, (trial_id, value) in enumerate(end.points.items()):
-                x = centre + spread * (j - (len(end.points) - 1) / 2)
-                ax.plot([x], [value], "o", ms=3.5, mfc="none", color="#0072B2", gid=trial_id)
+            xs = [centre + spread * (j - (len(end.points) - 1) / 2) for j in range(len(end.points))]
+            gid = end.configuration.config_id
+            values = [*end.points.values()]
+            ax.plot(xs, values, "o", ms=3.5, mfc="none", color="#0072B2", gid=gid)
             if (of := end.estimate) is None or of.mean is None:
                 continue
-            half = [[0.0], [0.0]]
-            if of.lower is not None and of.upper is not None:
-                half = [[of.mean - of.lower], [of.upper - of.mean]]
-            ax.errorbar(
-                [centre], [of.mean], half, fmt="_", ms=9, color="#D55E00", capsize=3, lw=1.2
-            )
-            means.append((centre, of.mean))
-    if widest == 1 and len(means) > 1:
-        ax.plot(*zip(*means, strict=True), color="#D55E00", lw=0.8, alpha=0.6)
-    ax.set_xticks(range(len(levels)), [_ticked(level, at_level[level]) for level in levels])
+            low = of.mean if of.lower is None else of.lower
+            high = of.mean if of.upper is None else of.upper
+            means.append((centre, of.mean, low, high))
+    if means:
+        x, y, lower, upper = np.array(means).T
+        half = np.maximum([y - lower, upper - y], 0.0)  # rounding may put the mean at an end
+        ax.errorbar(x, y, half, fmt="_", ms=9, color="#D55E00", capsize=3, lw=1.2)
+        if widest == 1:
+            ax.plot(x, y, color="#D55E00", lw=0.8, alpha=0.6)
+    longest = max((len(shorter(level)) for level in levels), default=0)
+    named = evenly(range(len(levels)), min(MAX_TICKS, _ROOM // min(max(longest, 5), 10)))
+    room = max(8, _ROOM // max(len(named), 1) - 1)
+    ax.set_xticks(named, [_ticked(levels[i], at_level[levels[i]], room) for i in named])
     ax.set_xlim(-0.6, len(levels) - 0.4)
-    ax.set_xlabel(parameter, fontsize=8)
-    ax.set_ylabel(AXIS_LABELS.get(metric, metric), fontsize=8)
+    ax.set_xlabel(literal(parameter), fontsize=8)
+    ax.set_ylabel(literal(AXIS_LABELS.get(metric, metric)), fontsize=8)
     ax.grid(visible=True, axis="y", lw=0.4, alpha=0.4)
     ax.tick_params(labelsize=7)
 
 
-def _ticked(level: Any, ends: Sequence[Final]) -> str:
+def _ticked(level: Any, ends: Sequence[Final], room: int) -> str:
     counts = {end.estimate.n if end.estimate else len(end.points) for end in ends}
     n = str(counts.pop()) if len(counts) == 1 else f"{min(counts)}–{max(counts)}"
-    return f"{level}\nn = {n}"
+    return literal(f"{shorter(level, room)}\nn = {n}")

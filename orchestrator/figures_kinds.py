@@ -8,8 +8,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.aggregate import NORMALISED_RANK
-from orchestrator.columns import only
-from orchestrator.figures_choice import group_of
 from orchestrator.figures_lines import (
     finals_sheet,
     pruned_sheet,
@@ -26,7 +24,6 @@ from orchestrator.figures_panels import (
     Maker,
     Material,
     Sheet,
-    slug,
 )
 from orchestrator.figures_sheets import (
     entry_heats,
@@ -34,6 +31,7 @@ from orchestrator.figures_sheets import (
     metric_sheet,
     scalar_heats,
 )
+from orchestrator.figures_text import slug
 from orchestrator.lines import levels_of
 
 MAX_PARAMETERS = 4
@@ -58,7 +56,7 @@ def makers(material: Material) -> list[Maker]:
         found.append(partial(_alignment_lines, material, by))
     found += [partial(_agreement, material), partial(_agreement_scores, material)]
     found += [partial(settling_sheet, material)]
-    found += [partial(pruned_sheet, material, metric) for metric in task_metrics(material.scalars)]
+    found += [partial(pruned_sheet, material, metric) for metric in task_metrics(material.own)]
     return found
 
 
@@ -67,11 +65,10 @@ def swept_in(material: Material) -> list[str]:
     return [p for p in material.parameters if len(levels_of(material.trials, p)) > 1]
 
 
-def task_metrics(scalars: pa.Table) -> list[str]:
-    """What the task itself measures of train and val: error rates first, then losses."""
-    splits = only(scalars, "subject", ["train", "val"])
-    own = [name for name in pc.unique(splits["metric"]).to_pylist() if group_of(name) is None]
-    return sorted(own, key=lambda name: (name == "loss", own.index(name)))
+def task_metrics(own: pa.Table) -> list[str]:
+    """What the task itself measures: error rates first, then losses."""
+    names = pc.unique(own["metric"]).to_pylist()
+    return sorted(names, key=lambda name: (name == "loss", names.index(name)))
 
 
 def _suffix(by: str | None) -> str:
@@ -79,11 +76,13 @@ def _suffix(by: str | None) -> str:
 
 
 def _losses(material: Material, by: str | None) -> Sheet | None:
-    pairs = [(s, m) for m in task_metrics(material.scalars) for s in ("train", "val")]
+    known = dict.fromkeys(["train", "val", *pc.unique(material.own["subject"]).to_pylist()])
+    pairs = [(split, metric) for metric in task_metrics(material.own) for split in known]
     coloured = "" if by is None else f", coloured by {by}"
     how = f"{STEPS} One panel per split of the data and metric{coloured}. {SEEDS}"
     title = "Metrics of the task over steps" + (f", by {by}" if by else "")
-    return metric_sheet(material, f"task_metrics{_suffix(by)}", title, how, pairs, by, columns=2)
+    name = f"task_metrics{_suffix(by)}"
+    return metric_sheet(material, name, title, how, pairs, by, own=True, columns=2)
 
 
 def _ranks(material: Material) -> Sheet | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
@@ -24,13 +25,11 @@ from orchestrator.figures_panels import (
     grid_of,
     hidden_of,
     panels,
-    slug,
     wrapped,
 )
 from orchestrator.figures_series import pruned_series, settling_series
-from orchestrator.figures_sheets import (
-    series_sheet,
-)
+from orchestrator.figures_sheets import series_sheet
+from orchestrator.figures_text import literal, slug
 from orchestrator.lines import AXIS_LABELS, STEP_LABEL
 
 
@@ -40,7 +39,7 @@ def pruned_sheet(material: Material, metric: str) -> Sheet | None:
     kept = [name for name in names if name.startswith(f"{metric}/kept_")]
     if not kept:
         return None
-    rows = only(material.scalars, "metric", [metric, *kept])
+    rows = pa.concat_tables([material.task_metric(metric), only(material.scalars, "metric", kept)])
     splits = sorted(set(only(rows, "metric", kept)["subject"].to_pylist()))
     drawn = []
     colours: dict[str, str] = {}
@@ -49,8 +48,11 @@ def pruned_sheet(material: Material, metric: str) -> Sheet | None:
         for split in splits:
             mine = only(rows, "subject", [split])
             series, colours, styles = pruned_series(mine, metric)
-            of = ", ".join(part for part in (configuration.label, split) if part)
-            drawn.append((of, configuration, series))
+            of, titled = (
+                ", ".join(part for part in (name, split) if part)
+                for name in (configuration.label, configuration.shown)
+            )
+            drawn.append((of, titled, configuration, series))
     title = f"{AXIS_LABELS.get(metric, metric).split(' (')[0].capitalize()} of pruned models"
     label = AXIS_LABELS.get(metric, metric)
     columns = len(splits) if len(splits) > 1 else COLUMNS
@@ -79,7 +81,7 @@ def settling_sheet(material: Material) -> Sheet | None:
         f"{SEEDS} {CHOICE}"
     )
     series, colours = settling_series(table)
-    drawn = [(each.label or "all", each, series) for each in material.shown]
+    drawn = [(each.label or "all", each.shown or "all", each, series) for each in material.shown]
     title = f"Agreement with the last snapshot, first and last indices: {material.matrix}"
     label = "agreement, mean of ten entries"
     sheet = series_sheet(
@@ -117,8 +119,11 @@ def singular_values_sheet(material: Material) -> Sheet | None:
         for line in ax.lines:  # thousands of segments make a vector file slow to open
             line.set_rasterized(many)
         ended = "" if row["status"] == "completed" else f" ({row['status']})"
-        of = ", ".join(part for part in (configuration.label, f"seed {row['seed']}{ended}") if part)
-        ax.set_title(wrapped(of), fontsize=8)
+        of, titled = (
+            ", ".join(part for part in (name, f"seed {row['seed']}{ended}") if part)
+            for name in (configuration.label, configuration.shown)
+        )
+        ax.set_title(literal(wrapped(titled)), fontsize=8)
         ax.set_xlabel("")
         ax.set_ylabel("")
         ax.tick_params(which="both", labelsize=7)
@@ -135,7 +140,7 @@ def singular_values_sheet(material: Material) -> Sheet | None:
     title = f"Singular values over steps: {material.matrix}"
     figure.supxlabel(STEP_LABEL, fontsize=8)
     figure.supylabel("singular value (weight units)", fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(literal(title), fontsize=10)
     numbers = draw.lines_table(drawn, material.trials)
     return Sheet("singular_values", title, how, figure, numbers, [*notes, *hidden_of(table)])
 
@@ -163,14 +168,14 @@ def finals_sheet(material: Material, parameter: str) -> Sheet | None:
     figure, grid = panels(len(found), 1.9)
     for ax, (subject, ends) in zip(grid, found.items(), strict=True):
         draw_finals(ax, ends, parameter, NORMALISED_RANK)
-        ax.set_title(draw.short(subject), fontsize=8)
+        ax.set_title(literal(draw.short(subject)), fontsize=8)
         ax.set_xlabel("")
         ax.set_ylabel("")
     label = AXIS_LABELS[NORMALISED_RANK]
     title = f"Normalised effective rank at the last step, by {parameter}"
-    figure.supxlabel(parameter, fontsize=8)
+    figure.supxlabel(literal(parameter), fontsize=8)
     figure.supylabel(label, fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(literal(title), fontsize=10)
     how = (
         f"Levels of {parameter} stand side by side, without a scale. Circles: completed trials, "
         "one each. Bars: mean over the seeds of a configuration with its 95 % Student-t interval; "

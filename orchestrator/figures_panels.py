@@ -46,7 +46,8 @@ class Material:
     Attributes:
         trials: one row per trial with a result.
         parameters: the swept ones.
-        scalars: rows of all trials, flags as `figures_data.visible` leaves them.
+        scalars: what was measured of all trials, flags as `figures_data.visible` leaves them.
+        own: likewise the task's own metrics; see `figures_choice.own_rows`.
         spectra: rows of the shown configurations, likewise.
         configurations: all with a line, in order.
         shown: those that have a panel of their own.
@@ -57,6 +58,7 @@ class Material:
     trials: pa.Table
     parameters: Sequence[str]
     scalars: pa.Table
+    own: pa.Table
     spectra: pa.Table
     configurations: Sequence[Configuration]
     shown: Sequence[Configuration]
@@ -66,6 +68,10 @@ class Material:
     def metric(self, name: str, subject: str | None = None) -> pa.Table:
         """The rows of a metric."""
         return lines.rows_of(self.scalars, name, subject)
+
+    def task_metric(self, name: str, subject: str | None = None) -> pa.Table:
+        """The rows of a metric of the task's own."""
+        return lines.rows_of(self.own, name, subject)
 
     def quantity(self, name: str, subject: str) -> pa.Table:
         """The rows of a quantity of one subject."""
@@ -99,12 +105,12 @@ Maker = Callable[[], Sheet | None]
 
 
 def panels(
-    count: int, height: float, *, columns: int = COLUMNS, wide: bool = False
+    count: int, height: float, *, columns: int = COLUMNS, names: int = 0
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, row by row; `wide`: with room for names at the left."""
+    """A figure of so many panels, row by row, `names` columns of which have names at the left."""
     across = min(count, columns)
     rows = math.ceil(count / across)
-    width = 3.1 * across + 1.0 + (1.4 if wide else 0) + (1.2 if across == 1 else 0)
+    width = 3.1 * across + 1.0 + 1.4 * names + (1.2 if across == 1 else 0)
     figure = Figure(figsize=(width, height * rows + 1.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, across, squeeze=False).ravel()
@@ -146,11 +152,6 @@ def wrapped(text: str, width: int = 40) -> str:
         else:
             rows.append(part)
     return ",\n".join(rows)
-
-
-def slug(name: str) -> str:
-    """A name fit for a file."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
 
 
 def shown_of(all_: Sequence[Configuration]) -> list[Configuration]:

@@ -28,6 +28,7 @@ from orchestrator.figures_panels import (
     wrapped,
 )
 from orchestrator.figures_series import Series
+from orchestrator.figures_text import literal
 from orchestrator.lines import AXIS_LABELS, STEP_LABEL
 from orchestrator.plots import few_of
 
@@ -62,16 +63,24 @@ def heat_sheet(
     heats = [heat for heat in heats if heat.values.size]
     if not heats:
         return None
-    rows = len(heats[0].rows)
-    height = 2.1 if isinstance(heats[0].rows[0], int) else min(max(1.4, 0.16 * rows + 0.4), 10)
-    figure, grid = panels(len(heats), height, wide=not isinstance(heats[0].rows[0], int))
+    indices = isinstance(heats[0].rows[0], int)
+    longest = max(len(heat.rows) for heat in heats)
+    height = 2.1 if indices else min(max(1.4, 0.16 * longest + 0.4), 10)
+    # names stand at the left of a row of panels, and where they could be taken for others
+    named = [
+        place % COLUMNS == 0
+        or (not indices and {heats[place - place % COLUMNS].rows, heats[place - 1].rows} != {own})
+        for place, own in enumerate(heat.rows for heat in heats)
+    ]
+    columns = {place % COLUMNS for place, labels in enumerate(named) if labels}
+    figure, grid = panels(len(heats), height, names=0 if indices else len(columns))
     limits = draw.limits_of(heats, whole=whole)
-    for place, (ax, heat) in enumerate(zip(grid, heats, strict=True)):
-        mesh = draw.draw_heat(ax, heat, limits, labels=place % COLUMNS == 0)
-        ax.set_title(wrapped(heat.title), fontsize=8)
+    for ax, heat, labels in zip(grid, heats, named, strict=True):
+        mesh = draw.draw_heat(ax, heat, limits, labels=labels)
+        ax.set_title(literal(wrapped(heat.title)), fontsize=8)
     draw.colour_bar(mesh, grid, label, chance)
     label_bottom(grid, STEP_LABEL, COLUMNS)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(literal(title), fontsize=10)
     hidden = sum(heat.num_hidden for heat in heats)
     undetermined = sum(heat.num_undetermined for heat in heats)
     counted = [f"{hidden} numbers hidden for their flag ({', '.join(HIDDEN)})"] * (hidden > 0)
@@ -116,6 +125,7 @@ def metric_sheet(
     pairs: Sequence[tuple[str, str]],
     by: str | None,
     *,
+    own: bool = False,
     chances: Mapping[str, float] | None = None,
     columns: int = COLUMNS,
 ) -> Sheet | None:
@@ -128,10 +138,12 @@ def metric_sheet(
         how: how to read it.
         pairs: subject and metric of each panel.
         by: the parameter; None: one colour.
+        own: whether these are metrics of the task's own.
         chances: subject -> its chance level, a dashed line.
         columns: panels side by side.
     """
-    tables = {pair: material.metric(pair[1], pair[0]) for pair in pairs}
+    rows_of = material.task_metric if own else material.metric
+    tables = {pair: rows_of(metric, subject) for pair in pairs for subject, metric in [pair]}
     pairs = [pair for pair in pairs if tables[pair].num_rows]
     if not pairs:
         return None
@@ -154,19 +166,19 @@ def metric_sheet(
         lines.draw_metric(ax, trials, tables[subject, metric], by, chosen)
         if chances and subject in chances:
             draw.draw_chance(ax, chances[subject])
-        ax.set_title(wrapped(draw.short(subject)), fontsize=8)
+        ax.set_title(literal(wrapped(draw.short(subject))), fontsize=8)
         if not single:
-            ax.set_ylabel(AXIS_LABELS.get(metric, metric), fontsize=7)
+            ax.set_ylabel(literal(AXIS_LABELS.get(metric, metric)), fontsize=7)
         ax.tick_params(which="both", labelsize=7)
         drawn[subject if single else f"{subject} {metric}"] = ax
     if single:
-        figure.supylabel(AXIS_LABELS.get(pairs[0][1], pairs[0][1]), fontsize=8)
+        figure.supylabel(literal(AXIS_LABELS.get(pairs[0][1], pairs[0][1])), fontsize=8)
     label_bottom(grid, STEP_LABEL, columns)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(literal(title), fontsize=10)
     if by is not None:
         handles = lines.legend_of(trials, known, by)
         figure.legend(
-            handles=handles, title=by, loc="outside lower center", ncols=4, fontsize=7,
+            handles=handles, title=literal(by), loc="outside lower center", ncols=4, fontsize=7,
             title_fontsize=8,
         )  # fmt: skip
     rows = pa.concat_tables(tables[pair] for pair in pairs)
@@ -181,7 +193,7 @@ def series_sheet(
     title: str,
     how: str,
     label: str,
-    drawn: Sequence[tuple[str, Configuration, Series]],
+    drawn: Sequence[tuple[str, str, Configuration, Series]],
     colours: Mapping[str, str],
     styles: Mapping[str, str] | None,
     *,
@@ -189,7 +201,7 @@ def series_sheet(
     columns: int = COLUMNS,
     notes: Sequence[str] = (),
 ) -> Sheet:
-    """A panel per entry of `drawn` (title, configuration, series), every seed a line.
+    """A panel per entry of `drawn` (name, title, configuration, series), every seed a line.
 
     Args:
         material: the tables.
@@ -205,16 +217,16 @@ def series_sheet(
         notes: what was hidden or left out.
     """
     figure, grid = panels(len(drawn), 2.1, columns=columns)
-    by_title: dict[str, Axes] = {}
-    for ax, (of, configuration, series) in zip(grid, drawn, strict=True):
+    by_name: dict[str, Axes] = {}
+    for ax, (of, titled, configuration, series) in zip(grid, drawn, strict=True):
         draw.draw_seeds(ax, configuration, series, colours, styles)
         if log:
             draw.logarithmic_if_positive(ax)
-        ax.set_title(wrapped(of), fontsize=8)
-        by_title[of] = ax
-    figure.supylabel(label, fontsize=8)
+        ax.set_title(literal(wrapped(titled)), fontsize=8)
+        by_name[of] = ax
+    figure.supylabel(literal(label), fontsize=8)
     label_bottom(grid, STEP_LABEL, columns)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(literal(title), fontsize=10)
     handles = draw.legend_lines(colours, styles)
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7)
-    return Sheet(name, title, how, figure, draw.lines_table(by_title, material.trials), notes)
+    return Sheet(name, title, how, figure, draw.lines_table(by_name, material.trials), notes)

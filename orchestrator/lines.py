@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 
 from orchestrator.aggregate import NORMALISED_RANK, over_seeds
 from orchestrator.comparable import level_of, level_order
+from orchestrator.figures_text import literal, shorter
 from orchestrator.schemas import RESULTS
 
 AXIS_LABELS = {
@@ -73,12 +74,12 @@ def metric_over_steps(
     scalars = rows_of(scalars, metric, subject)
     draw_metric(ax, trials, scalars, by)
     ax.set_xlabel(STEP_LABEL)
-    ax.set_ylabel(AXIS_LABELS.get(metric, metric))
-    ax.set_title(f"{subject}: {metric} over steps", fontsize=10)
+    ax.set_ylabel(literal(AXIS_LABELS.get(metric, metric)))
+    ax.set_title(literal(f"{subject}: {metric} over steps"), fontsize=10)
     if by is not None:
         has_rows = pc.is_in(trials.column("trial_id"), value_set=scalars.column("trial_id"))
         handles = legend_of(trials, trials.filter(has_rows), by)
-        ax.legend(handles=handles, title=by, fontsize=8, title_fontsize=8)
+        ax.legend(handles=handles, title=literal(by), fontsize=8, title_fontsize=8)
     return ax
 
 
@@ -124,7 +125,7 @@ def singular_values(
         ax.set_yscale("log")
     ax.set_xlabel(STEP_LABEL)
     ax.set_ylabel("singular value (weight units)")
-    ax.set_title(f"{subject}, trial {trial_id}", fontsize=10)
+    ax.set_title(literal(f"{subject}, trial {trial_id}"), fontsize=10)
     if colour_bar:
         add_colour_bar(ax.figure, norm, ax)
     return ax
@@ -198,7 +199,7 @@ def legend_of(trials: pa.Table, counted: pa.Table, by: str) -> list[Line2D]:
 
 def _label(level: Any, counts: dict[str, int]) -> str:
     total = sum(counts.values())
-    text = f"{level}: {total} trial{'' if total == 1 else 's'}"
+    text = f"{literal(shorter(level))}: {total} trial{'' if total == 1 else 's'}"
     return text + "".join(f", {counts[s]} {s}" for s in _DRAWN[1:] if s in counts)
 
 

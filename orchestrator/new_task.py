@@ -6,10 +6,14 @@ name.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
+import io
 import keyword
 import re
 import sys
+import tokenize
 from pathlib import Path
 
 from orchestrator.errors import UserError
@@ -18,6 +22,8 @@ TEMPLATES = Path(__file__).with_name("templates")
 _FILES = ("my_task.py", "my_task.yaml", "test_my_task.py")
 _NAME, _CLASS = "my_task", "MyTask"  # in the templates
 MAX_NAME = 60  # characters
+_YAML = ("true", "false", "null")
+"""What YAML 1.2 reads as something else than text, of what a name may be."""
 
 
 def write(name: str, folder: Path) -> list[Path]:
@@ -32,7 +38,7 @@ def write(name: str, folder: Path) -> list[Path]:
 
     Raises:
         UserError: the name does not do, a file is in the way, or the folder cannot be written.
-            Nothing was written then.
+            Nothing is left of what was written then.
     """
     if reason := objection(name, folder):
         other = f"; try {suggestion(name, folder)}"
@@ -46,12 +52,20 @@ def write(name: str, folder: Path) -> list[Path]:
             f"{there} {are}, and nothing is overwritten; choose another name, or another folder "
             "with --folder"
         )
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             with path.open("x", encoding="utf-8") as file:
+                written.append(path)
                 file.write(text)
     except OSError as error:
+        with contextlib.suppress(OSError):  # the first reason is the one to be told
+            for path in written:
+                path.unlink()
+            for each in missing:
+                each.rmdir()
         why = error.strerror or error
         raise UserError(
             f"{error.filename or folder} cannot be written: {why}; choose another folder with "
@@ -85,10 +99,23 @@ def objection(name: str, folder: Path) -> str:
         return "a task of this name is registered already (see `sweep tasks`)"
     if _is_module(name, folder):
         return f"{name}.py would hide the module {name} from programs started beside it"
-    words = re.findall(r"\w+", (TEMPLATES / _FILES[0]).read_text(encoding="utf-8"))
-    if name != _NAME and class_name(name) in words:
-        return f"its class would be called {class_name(name)}, as something that it imports"
+    if keyword.iskeyword(class_name(name)):
+        return f"its class would be called {class_name(name)}, a word of the Python language"
+    if name in _YAML:
+        return "in a sweep file it is no text"
+    own = {word for word in _names() if _CLASS in word}
+    called = {word.replace(_CLASS, class_name(name)) for word in own}
+    if name != _NAME and (both := called & _names()):
+        return f"its class would be called {min(both)}, as something else in its files"
     return ""
+
+
+@functools.cache
+def _names() -> frozenset[str]:
+    """Every name in the templates' code."""
+    texts = [(TEMPLATES / file).read_text(encoding="utf-8") for file in _FILES if ".py" in file]
+    tokens = (tokenize.generate_tokens(io.StringIO(text).readline) for text in texts)
+    return frozenset(t.string for each in tokens for t in each if t.type == tokenize.NAME)
 
 
 def suggestion(name: str, folder: Path) -> str:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.aggregate import NORMALISED_RANK
 from orchestrator.comparable import completed_rows, level_of, level_order
+from orchestrator.figures_text import literal, shorter, slug, untaken
 from orchestrator.lines import (
     AXIS_LABELS,
     STEP_LABEL,
@@ -61,8 +62,9 @@ def sweep_figures(
     of_rank = rows_of(scalars, NORMALISED_RANK)
     chosen = _most_changed(trials, of_rank, spectra)
     colourings: list[str | None] = [*swept] or [None]
+    slugs: set[str] = set()
     for by in colourings:
-        suffix = "" if by is None else f"_by_{by}"
+        suffix = "" if by is None else f"_by_{untaken(slug(by), slugs)}"
         metric = "error" if pc.any(pc.equal(scalars.column("metric"), "error")).as_py() else "loss"
         splits = pa.concat_tables([rows_of(scalars, metric, split) for split in ("train", "val")])
         figures[metric + suffix] = _panels(trials, splits, metric, by)
@@ -92,7 +94,7 @@ def _panels(trials: pa.Table, scalars: pa.Table, metric: str, by: str | None) ->
     figure, grid = _grid(len(subjects))
     for ax, subject in zip(grid, subjects, strict=True):
         draw_metric(ax, trials, rows_of(scalars, metric, subject), by, chosen)
-        ax.set_title(subject, fontsize=8)
+        ax.set_title(literal(subject), fontsize=8)
     label = AXIS_LABELS.get(metric, metric)
     figure.supxlabel(STEP_LABEL, fontsize=9)
     figure.supylabel(label, fontsize=9)
@@ -111,7 +113,7 @@ def _panels(trials: pa.Table, scalars: pa.Table, metric: str, by: str | None) ->
     if by is not None:
         handles = legend_of(trials, known, by)
         place = "outside right center"
-        figure.legend(handles=handles, title=by, loc=place, fontsize=8, title_fontsize=8)
+        figure.legend(handles=handles, title=literal(by), loc=place, fontsize=8, title_fontsize=8)
     return figure
 
 
@@ -135,8 +137,8 @@ def _spectra(
     for ax, level in zip(grid, shown, strict=True):
         row = first[level]
         singular_values(mine, row["trial_id"], subject, ax, colour_bar=False)
-        ax.set_title(", ".join([*(f"{n} = {row[n]}" for n in names), f"seed {row['seed']}"]))
-        ax.title.set_fontsize(8)
+        parts = [*(f"{n} = {shorter(row[n])}" for n in names), f"seed {row['seed']}"]
+        ax.set_title(literal(", ".join(parts)), fontsize=8)
         ax.set_xlabel("")
         ax.set_ylabel("")
     rank = len(spectra_of(mine, first[shown[0]]["trial_id"], subject).column("values")[0])
@@ -144,7 +146,8 @@ def _spectra(
     figure.supxlabel(STEP_LABEL, fontsize=9)
     figure.supylabel("singular value (weight units)", fontsize=9)
     count = "" if len(shown) == len(levels) else f" ({len(shown)} of {len(levels)} levels)"
-    figure.suptitle(f"Singular values of {subject} over steps, one trial each{count}", fontsize=10)
+    title = f"Singular values of {subject} over steps, one trial each{count}"
+    figure.suptitle(literal(title), fontsize=10)
     return figure
 
 

@@ -12,15 +12,16 @@ import difflib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator import factors
+from orchestrator import factors, planning
 from orchestrator.expansion import assignment, canonical
 from orchestrator.inspection import Model, inspect, option_of
 from orchestrator.measure import Measure
 from orchestrator.nodes import Node, Problems
+from orchestrator.store import Store
 from orchestrator.sweep import Sweep, Trial
 from tasks import Task, TaskError, TrainingConfig, data
 from tasks.config import structural_fields
@@ -141,6 +142,30 @@ def said(task_class: type[Task], params: Mapping[str, Any]) -> list[str]:
     except Exception as error:  # a class of the user's
         what = str(error) if isinstance(error, TaskError) else repr(error)
         return [f"task {task_class.name} cannot tell whether its data are here: {what}"]
+
+
+def to_launch(
+    sweep: Sweep, only: Sequence[Trial] | None, rerun: Collection[str], *, retry_failed: bool
+) -> Sequence[Trial] | None:
+    """The trials that a run would dispatch, without a result or to be run again; None: all.
+
+    Args:
+        sweep: a validated sweep; its store need not be there yet.
+        only: choose among these; None: among all.
+        rerun: trials whose results so far no longer count.
+        retry_failed: failed trials are dispatched again.
+
+    Raises:
+        DamageError: a file of the store is damaged.
+    """
+    done = set[str]()
+    if (sweep.root / "epochs").is_dir():
+        known = planning.history(Store.open(sweep.root))
+        done = {*known.results, *(() if retry_failed else known.failed)}.difference(rerun)
+    if not done:
+        return only
+    trials = sweep.trials() if only is None else only
+    return [trial for trial in trials if trial.trial_id not in done]
 
 
 def place_of(sweep: Sweep, trial: Trial) -> Node | None:

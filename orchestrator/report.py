@@ -6,27 +6,30 @@ write(Results.open("results/grokking"))        # results/grokking/report/index.h
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-from orchestrator import files, report_tables
+from orchestrator import report_tables
 from orchestrator.aggregate import NORMALISED_RANK
 from orchestrator.columns import only
-from orchestrator.errors import IncomparableTrialsError, SweepError, UserError
-from orchestrator.figures_choice import group_of, require_results
+from orchestrator.errors import IncomparableTrialsError, SweepError
+from orchestrator.figures_choice import group_of, own_rows, require_results
 from orchestrator.figures_data import Configuration, configurations, most_changed, visible
 from orchestrator.figures_kinds import makers
 from orchestrator.figures_panels import Material, Sheet, shown_of
-from orchestrator.report_page import GENERATOR, Image, Section, Table, page
+from orchestrator.figures_text import untaken, without_glyph_warnings
+from orchestrator.report_files import FIGURES, PAGE, replace, require_ours
+from orchestrator.report_page import Image, Section, Table, page
 from orchestrator.results import Results
 from orchestrator.schemas import SCALARS, SPECTRA
 from orchestrator.store import Store
@@ -35,8 +38,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS = ("pdf", "svg", "csv")
-PAGE = "index.html"
-FIGURES = "figures"
 DPI = 110
 FINE = 220
 """Of what vector files hold as pixels: heat maps of many cells, lines by the hundred."""
@@ -59,10 +60,13 @@ def formats_of(text: str) -> tuple[str, ...]:
         SweepError: with every one that there is not.
     """
     names = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [name for name in names if name not in FORMATS]
-    if unknown:
+    return _known(names, "--formats")
+
+
+def _known(names: Sequence[str], where: str) -> tuple[str, ...]:
+    if unknown := [name for name in names if name not in FORMATS]:
         expected = ", ".join(FORMATS)
-        raise SweepError("--formats", [f"expected {expected}; got {name!r}" for name in unknown])
+        raise SweepError(where, [f"expected {expected}; got {name!r}" for name in unknown])
     return tuple(name for name in FORMATS if name in names)
 
 
@@ -72,9 +76,10 @@ def write(
     formats: Sequence[str] = FORMATS,
     progress: Progress | None = None,
 ) -> Path:
-    """Write the page and its figures to a folder, whole or not at all; an older report is replaced.
+    """Write the page and its figures to a folder; an older report is replaced.
 
-    Nothing is written before everything is drawn. Other files in the folder stay.
+    Nothing is written before everything is drawn; see `report_files.replace`. Other files in the
+    folder stay.
 
     Args:
         results: with at least one result.
@@ -87,18 +92,19 @@ def write(
 
     Raises:
         QueryError: no trial has a result yet.
+        SweepError: there is no such format.
         UserError: `out` is something else.
         DamageError: a file of the store is damaged.
         StoreError: the storage refuses.
     """
     require_results(results)
     own = results.root / "report"
+    formats = _known(formats, "formats")
     folder = own if out is None else Path(out).expanduser().absolute()
-    if folder != own:
-        _require_ours(folder)
+    require_ours(folder, own=folder == own)
     material = material_of(results)
     jobs = makers(material)
-    sections, payloads = [], {}
+    sections, payloads, names = [], {}, set[str]()
     for done, make in enumerate(jobs):
         if progress is not None:
             progress(done, len(jobs))
@@ -110,6 +116,7 @@ def write(
             continue
         if sheet is None:
             continue
+        sheet = dataclasses.replace(sheet, name=untaken(sheet.name, names))
         png = _saved(sheet.figure, "png")
         sheet.figure.set_layout_engine("none")  # it was laid out once; each time costs a second
         made = _files(sheet, formats)
@@ -120,20 +127,24 @@ def write(
         progress(len(jobs), len(jobs))
     text = page(f"Report of the sweep {results.name}", _sections(results, material, sections))
     payloads[PAGE] = text.encode()
-    _replace(folder, payloads)
+    replace(folder, payloads)
     return folder / PAGE
 
 
 def material_of(results: Results) -> Material:
     """Read what the figures need, a part of the trials at a time."""
     trials = results.trials()
-    parts = []
+    parts, own_parts = [SCALARS.empty_table()], [SCALARS.empty_table()]
     for start in range(0, trials.num_rows, _AT_ONCE):
         table = results.scan("scalars", trials.slice(start, _AT_ONCE))
+        of_task = own_rows(table)
+        own_parts.append(table.filter(of_task))
+        table = table.filter(pc.invert(of_task))
         names = table["metric"].unique().to_pylist()
-        wanted = [n for n in names if n in _METRICS or group_of(n) in (None, "pruned")]
-        parts.append(only(table, "metric", wanted))
-    scalars = visible(pa.concat_tables(parts) if parts else SCALARS.empty_table())
+        parts.append(
+            only(table, "metric", [n for n in names if n in _METRICS or group_of(n) == "pruned"])
+        )
+    scalars, own = (visible(pa.concat_tables(each)) for each in (parts, own_parts))
     everything = configurations(trials, results.parameters)
     shown = shown_of(everything)
     of_shown = only(trials, "config_id", _ids(shown))
@@ -147,6 +158,7 @@ def material_of(results: Results) -> Material:
         trials=trials,
         parameters=results.parameters,
         scalars=scalars,
+        own=own,
         spectra=visible(pa.concat_tables(spectra) if spectra else SPECTRA.empty_table()),
         configurations=everything,
         shown=shown,
@@ -224,7 +236,7 @@ def _saved(figure: Figure, kind: str) -> bytes:
     canvas = _CANVASES[kind](figure)
     figure.dpi = DPI if kind == "png" else FINE
     sink = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "spectral-sweeps"}):
+    with mpl.rc_context({"svg.hashsalt": "spectral-sweeps"}), without_glyph_warnings():
         getattr(canvas, f"print_{kind}")(sink, metadata=_DATES[kind])
     return sink.getvalue()
 
@@ -251,50 +263,3 @@ def _image(sheet: Sheet, png: bytes, kinds: Sequence[str]) -> Image:
         notes=sheet.notes,
         links=[(kind.upper(), f"{FIGURES}/{sheet.name}.{kind}") for kind in kinds],
     )
-
-
-def _require_ours(folder: Path) -> None:
-    """Refuse to replace what no report wrote."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file; give a folder that does not exist yet")
-    page_ = folder / PAGE
-    ours = page_.is_file() and GENERATOR in page_.read_text(encoding="utf-8", errors="replace")
-    if any(folder.iterdir()) and not ours:
-        raise UserError(
-            f"{folder} is not empty and holds no report; give a folder that does not exist yet"
-        )
-
-
-def _replace(folder: Path, payloads: dict[str, bytes]) -> None:
-    """Put the folder in place of the older one, with the other files that are in that one."""
-    hidden = folder.with_name(f".{folder.name}.{files.nonce()}")
-    before = folder.with_name(f"{hidden.name}.old")
-    with files.storage_errors(folder, "write"):
-        try:
-            hidden.mkdir(parents=True)
-            if folder.is_dir():
-                for path in sorted(folder.iterdir()):
-                    if path.name in (PAGE, FIGURES):
-                        continue
-                    copy = shutil.copytree if path.is_dir() else shutil.copy2
-                    copy(path, hidden / path.name)
-            for name, payload in payloads.items():
-                path = hidden / name
-                path.parent.mkdir(exist_ok=True)
-                path.write_bytes(payload)
-            for path in (*hidden.rglob("*"), hidden):
-                files.sync(path)
-            if folder.is_dir():
-                folder.rename(before)
-            try:
-                hidden.rename(folder)
-            except OSError:
-                if before.exists():
-                    before.rename(folder)
-                raise
-            files.sync(folder.parent)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
-            shutil.rmtree(before, ignore_errors=True)

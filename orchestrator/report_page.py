@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from html import escape
 from urllib.parse import quote
 
+from orchestrator.figures_text import permitted
+
 GENERATOR = "spectral-sweeps report"
 """Marks a page as ours: what may be replaced."""
 
@@ -101,7 +103,7 @@ class Section:
 def page(title: str, sections: Sequence[Section]) -> str:
     """The whole page."""
     contents = "\n".join(
-        f'<li><a href="#{escape(each.name)}">{escape(each.title)}</a></li>' for each in sections
+        f'<li><a href="#{escape(each.name)}">{_text(each.title)}</a></li>' for each in sections
     )
     body = "\n".join(_section(each) for each in sections)
     return f"""<!DOCTYPE html>
@@ -110,12 +112,12 @@ def page(title: str, sections: Sequence[Section]) -> str:
 <meta charset="utf-8" />
 <meta name="viewport" content="width=device-width, initial-scale=1" />
 <meta name="generator" content="{GENERATOR}" />
-<title>{escape(title)}</title>
+<title>{_text(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
 <main>
-<h1>{escape(title)}</h1>
+<h1>{_text(title)}</h1>
 <nav aria-label="Contents"><ul>
 {contents}
 </ul></nav>
@@ -130,10 +132,8 @@ def _section(section: Section) -> str:
     parts = "\n".join(map(_part, section.parts))
     if section.source is not None:
         summary, text = section.source
-        parts += (
-            f"\n<details><summary>{escape(summary)}</summary><pre>{_text(text)}</pre></details>"
-        )
-    head = f'<h2 id="{escape(section.name)}">{escape(section.title)}</h2>'
+        parts += f"\n<details><summary>{_text(summary)}</summary><pre>{_text(text)}</pre></details>"
+    head = f'<h2 id="{escape(section.name)}">{_text(section.title)}</h2>'
     return f"<section>\n{head}\n{parts}\n</section>"
 
 
@@ -156,7 +156,7 @@ def _table(table: Table) -> str:
 def _image(image: Image) -> str:
     data = base64.b64encode(image.png).decode()
     least = min(round(image.width * 0.55), 720)  # on a phone: scroll rather than shrink to dust
-    links = ", ".join(f'<a href="{quote(path)}">{escape(text)}</a>' for text, path in image.links)
+    links = ", ".join(f'<a href="{quote(path)}">{_text(text)}</a>' for text, path in image.links)
     notes = f'<p class="dim">Hidden or left out: {_text("; ".join(image.notes))}.</p>'
     return (
         f'<figure><div class="wide"><img src="data:image/png;base64,{data}" '
@@ -170,5 +170,5 @@ def _image(image: Image) -> str:
 
 
 def _text(text: str) -> str:
-    """Escaped, without the control characters that no page may hold."""
-    return escape("".join(c for c in text if c >= " " or c in "\n\t"))
+    """Escaped, without the characters that no page may hold."""
+    return escape(permitted(text))

@@ -14,7 +14,7 @@ from orchestrator import summaries, trends
 from orchestrator.aggregate import NORMALISED_RANK
 from orchestrator.columns import only
 from orchestrator.comparable import level_of, level_order
-from orchestrator.figures_kinds import MAX_PARAMETERS, swept_in, task_metrics
+from orchestrator.figures_kinds import MAX_PARAMETERS, swept_in
 from orchestrator.figures_panels import Material
 from orchestrator.report_page import Table
 from orchestrator.results import Results
@@ -99,8 +99,8 @@ def left_out(material: Material) -> list[str]:
 
 def fitted(material: Material) -> list[Table]:
     """Trends of the ranks, the alignment and the task's metrics; see `orchestrator.trends`."""
-    own = task_metrics(material.scalars)
-    chosen = only(material.scalars, "metric", [NORMALISED_RANK, "alignment", *own])
+    measured = only(material.scalars, "metric", [NORMALISED_RANK, "alignment"])
+    chosen = pa.concat_tables([material.own, measured])
     subjects = [s for s in dict.fromkeys(chosen["subject"].to_pylist()) if "[" not in s]
     table = trends.fit(
         material.trials, only(chosen, "subject", subjects), list(material.parameters)
@@ -178,7 +178,8 @@ def _cut(header: tuple[str, ...], body: Sequence[Sequence[str]], about: str) -> 
     if not body:
         return None
     if len(body) > MOST_ROWS:
-        about += f" The first {MOST_ROWS} of {len(body)} rows; trends.parquet has all."
+        about += f" The first {MOST_ROWS} of {len(body)} rows;"
+        about += " `sweep track` writes all to trends.parquet."
     return Table(header, body[:MOST_ROWS], about)
 
 

@@ -22,7 +22,7 @@ from orchestrator.nodes import Problems
 from orchestrator.placement import Placement, place
 from orchestrator.shipping import Shipment
 from orchestrator.staging import CREDENTIALS
-from orchestrator.sweep import Sweep
+from orchestrator.sweep import Sweep, Trial
 
 if TYPE_CHECKING:
     from orchestrator.connection import Connection
@@ -52,6 +52,7 @@ def enter(
     *,
     limit: int,
     tracked: bool,
+    launch: Sequence[Trial] | None = None,
     shipment: Shipment | None = None,
     message: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Site]:
@@ -62,6 +63,7 @@ def enter(
         address: as `connection.join` takes it.
         limit: at most this many trials at once.
         tracked: whether the driver writes to MLflow.
+        launch: the trials that will run there; None: all.
         shipment: this very process runs as a job of the cluster, with this code; None: send it.
         message: receives lines for the user.
 
@@ -91,11 +93,12 @@ def enter(
                 refuse_local_database(sweep.source, sweep.tracking.uri, len(nodes))
             except SweepError as error:
                 problems += error.problems
-        answers = _ask(connection, sweep, shipment, message)
+        answers = _ask(connection, sweep, shipment, launch, message)
         problems += _problems(answers, sweep, shipment)
         room = {each.node_id: each.resources.get("CPU", 0.0) for each in nodes}
+        cpus = sweep.resources.cpus
         absent, notes = lacking(
-            answers[:-1], sweep, lambda facts: room[facts["node_id"]] >= sweep.resources.cpus
+            answers[:-1], sweep, lambda facts: room.get(facts["node_id"], 0.0) >= cpus, launch
         )
         problems += absent
         for line in notes:
@@ -130,6 +133,7 @@ def _ask(
     connection: Connection,
     sweep: Sweep,
     shipment: Shipment,
+    launch: Sequence[Trial] | None,
     message: Callable[[str], None],
 ) -> Sequence[dict[str, Any]]:
     """What the nodes say of themselves, and this machine as the last of them."""
@@ -138,7 +142,7 @@ def _ask(
     try:
         with node_storage.marked(sweep.root) as (marker, token):
             here = node.Question(shipment.requirements, str(sweep.root), marker, token)
-            data = about_data(sweep, shipment.task)
+            data = about_data(sweep, shipment.task, launch)
             question = dataclasses.replace(
                 here, task=data.task, configurations=data.configurations, data=data.data
             )
@@ -155,14 +159,15 @@ def _ask(
     return [*answers, own]
 
 
-def about_data(sweep: Sweep, task: str) -> node.Question:
+def about_data(sweep: Sweep, task: str, launch: Sequence[Trial] | None = None) -> node.Question:
     """What a node is asked about a sweep's data; nothing if its task needs none.
 
     Args:
         sweep: a validated sweep.
         task: the reference by which a node finds the task.
+        launch: ask for these trials only; None: for all.
     """
-    trials = preflight.asking(sweep)
+    trials = preflight.asking(sweep, launch)
     configurations = tuple(json.dumps(dict(trial.params)) for trial in trials)
     return node.Question(
         task=task if trials else "", configurations=configurations, data=sweep.data
@@ -170,7 +175,10 @@ def about_data(sweep: Sweep, task: str) -> node.Question:
 
 
 def lacking(
-    nodes: Sequence[dict[str, Any]], sweep: Sweep, fits: Callable[[dict[str, Any]], bool]
+    nodes: Sequence[dict[str, Any]],
+    sweep: Sweep,
+    fits: Callable[[dict[str, Any]], bool],
+    launch: Sequence[Trial] | None = None,
 ) -> tuple[list[Problem], list[str]]:
     """Data that no node has, and what is to be said of those that only some have.
 
@@ -178,6 +186,7 @@ def lacking(
         nodes: facts of the nodes, from the question of `about_data`.
         sweep: that was asked about.
         fits: whether a trial may run on a node; the others are left out.
+        launch: as `about_data` had it.
     """
     known = [facts for facts in node.answering(nodes) if facts["data"] is not None and fits(facts)]
     without: dict[str, list[dict[str, Any]]] = {}
@@ -187,7 +196,7 @@ def lacking(
     problems, notes = Problems(), []
     for text, there in without.items():
         if len(there) == len(known):
-            trial = preflight.asking(sweep)[there[0]["data"][text]]
+            trial = preflight.asking(sweep, launch)[there[0]["data"][text]]
             problems.add(preflight.place_of(sweep, trial), f"{node.places(there)}: {text}")
         else:
             where = node.places(there)

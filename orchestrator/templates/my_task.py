@@ -73,7 +73,7 @@ class MyTask(Task):
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum over the examples of ONE trial (no dimension K here), and their number. Change."""
         error = forward(batch["x"]) - batch["y"]
-        return error.square().sum(), torch.tensor(error.shape[0])
+        return error.square().sum(), torch.full((), error.shape[0], device=error.device)
 
     def evaluate(self, forward: Forward, data: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Metric -> (sum, weight) of ONE trial. An `error` in [0, 1] gets columns of its own."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 import tasks
 from orchestrator import catalogue, cli
@@ -119,7 +119,7 @@ def test_a_task_by_path_is_described_too(
 def test_the_data_sets_of_a_task_are_said_to_be_here_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first one needs no download; another is here if its folder holds its files."""
+    """One of ours is here if its folder holds its files; of any other name nothing is said."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv(tasks.data.ENVIRONMENT, str(tmp_path))
     (tmp_path / "mnist").mkdir()
@@ -132,8 +132,38 @@ def test_the_data_sets_of_a_task_are_said_to_be_here_or_not(
         Config = Pictures
 
     assert catalogue.heading("learned", Learned).splitlines()[-1] == (
-        "data sets: digits (needs no download), mnist (here), cifar10 (missing); see `sweep data`"
+        "data sets: digits, mnist (here), cifar10 (missing); see `sweep data`"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (str, None),
+        (str | None, None),
+        (str | int, None),
+        (Literal["made", "imagenet"], "data sets: made, imagenet"),
+        (Literal["made", "imagenet"] | None, "data sets: made, imagenet"),
+        (Literal[1, 2], None),
+    ],
+    ids=str,
+)
+def test_a_parameter_called_data_of_a_users_task_may_be_anything(
+    kind: Any, said: str | None
+) -> None:
+    """Only texts that are listed are data sets."""
+    config = create_model("Own", __base__=tasks.FullBatchConfig, data=(kind, ...))
+    own = type("Own", (tasks.Task,), {"Config": config})
+
+    lines = catalogue.heading("own", own).splitlines()
+
+    assert [line for line in lines if line.startswith("data sets")] == ([said] if said else [])
+
+
+def test_the_data_in_our_own_tasks_need_no_download() -> None:
+    heading = catalogue.heading("x", tasks.resolve("image_classification"))
+
+    assert "data sets: digits (needs no download), " in heading
 
 
 def test_an_unknown_task_is_refused() -> None:

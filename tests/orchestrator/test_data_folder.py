@@ -319,6 +319,23 @@ def test_data_that_are_gone_fail_their_trial_with_a_text(here: Path) -> None:
     assert row["error"] == absent("mnist", here / "sets")
 
 
+def test_a_finished_sweep_needs_its_data_no_more(here: Path) -> None:
+    """Only trials that would be launched ask for them: those that are run again do."""
+    put(here / "sets", "mnist", [1])
+    given = sweep(f"{FILE}data: sets\n", "grid.data=[mnist]", "seeds=1")
+    in_process = Options(in_process=True)
+    assert run_sweep(given, in_process).exit_code == 0
+    (here / "sets").rename(here / "elsewhere")
+
+    assert run_sweep(given, in_process).statuses == {"completed": 1}
+    again = Options(in_process=True, rerun=[*given.trials()])
+    more = sweep(f"{FILE}data: sets\n", "grid.data=[mnist]", "seeds=2")
+    for asked, options in ((given, again), (more, in_process)):
+        with pytest.raises(SweepError) as caught:
+            run_sweep(asked, options)
+        assert absent("mnist", here / "sets") in str(caught.value)
+
+
 # --- nodes of a cluster ---------------------------------------------------------------------
 
 
@@ -329,6 +346,7 @@ def test_a_node_says_what_it_lacks(here: Path, tmp_path: Path) -> None:
     question = site.about_data(given, given.task)
     elsewhere = node.Question(task="nowhere.py:Task", configurations=question.configurations)
 
+    assert site.about_data(given, given.task, []) == node.Question(data=given.data)
     assert node.inspect(question)["data"] == {absent("cifar10", tmp_path / "node"): 2}
     assert node.inspect(node.Question())["data"] is None
     facts = node.inspect(elsewhere)

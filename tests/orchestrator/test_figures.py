@@ -6,13 +6,19 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
 
 from orchestrator import Results
 from orchestrator.aggregate import t_interval
 from orchestrator.errors import QueryError
 from orchestrator.figures_data import configurations, most_changed, scalar_heat, visible
 from orchestrator.figures_draw import CHANCE, short
+from orchestrator.figures_final import Final, draw_finals, finals, finals_table
+from orchestrator.figures_sheets import heat_sheet
+from orchestrator.figures_text import literal, shorter
+from orchestrator.plots import sweep_figures
 from tests.measured import (
     CHANCES,
     COUPLING,
@@ -214,8 +220,7 @@ def test_final_ranks_are_a_point_per_seed_and_a_mean_with_its_interval(results):
     ends = {d: [value(RANK, MATRICES[0], 100, d, s) for s in (0, 1)] for d in (0.0, 1.0)}
     drawn = lines_in(ax)
     for decay, values in ends.items():
-        for seed in (0, 1):
-            assert drawn[trial(decay, seed).trial_id] == pytest.approx([values[seed]])
+        assert drawn[trial(decay, 0).config_id] == pytest.approx(values)
     intervals = [segments for c in ax.containers for segments in c.lines[2][0].get_segments()]
     for segment, values in zip(intervals, ends.values(), strict=True):
         sd = np.array([np.std(values, ddof=1)])
@@ -225,12 +230,122 @@ def test_final_ranks_are_a_point_per_seed_and_a_mean_with_its_interval(results):
 
 
 def test_a_metric_is_drawn_on_axes_of_the_callers(results):
-    from matplotlib.figure import Figure
-
     ax = Figure().add_subplot()
 
     assert results.plot.metric("error", "val", "weight_decay", ax=ax) is ax
     assert len(lines_in(ax)) == 6  # four trials, two means
+
+
+# --- what a user may call things ------------------------------------------------------------
+
+ODD = ("n", "value", "lower", "upper", "what", "panel", "configuration", "parameter", "level")
+
+
+@pytest.mark.parametrize("parameter", ODD)
+def test_a_parameter_may_be_called_as_a_column_of_the_numbers(parameter):
+    of = trials_table(("t0", "c0", 0, "completed"), ("t1", "c1", 0, "completed"))
+    of = of.append_column(parameter, pa.array(["low", "high"]))
+    rows = scalars_table(*curve("t0", [0.5, 0.25]), *curve("t1", [0.75, 1.0]))
+
+    table = finals_table(finals(of, rows, parameter, [parameter]), parameter)
+
+    assert len(set(table.column_names)) == table.num_columns
+    seeds = [row for row in table.to_pylist() if row["what"] == "trial"]
+    assert [(r["parameter"], r["level"], r["value"]) for r in seeds] == [
+        (parameter, "high", 1.0),
+        (parameter, "low", 0.25),
+    ]
+
+
+def test_heat_maps_of_other_matrices_have_names_of_their_own():
+    """Configurations of 1, 3 and 1 layers: names where they are not those at their left."""
+    of = trials_table(*[(f"t{i}", f"c{i}", 0, "completed") for i in range(3)])
+    names = [["layers.0"], ["layers.0", "layers.1", "layers.2"], ["layers.0"]]
+    rows = [(f"t{i}", 0, name, RANK, 0.5) for i in range(3) for name in names[i]]
+    known = configurations(of, [])
+    heats = [scalar_heat(scalars_table(*rows), each) for each in known]
+
+    def shown(chosen):
+        sheet = heat_sheet("n", "title", "how", [heats[i] for i in chosen], "rank", row="matrix")
+        panels = sheet.figure.axes[: len(chosen)]
+        texts = ([label.get_text() for label in ax.get_yticklabels()] for ax in panels)
+        return [list(filter(None, each)) for each in texts]
+
+    assert shown((0, 1, 2)) == names
+    assert shown((0, 1, 1)) == [*names[:2], names[1]]
+    assert shown((0, 2, 1)) == [names[0], [], names[1]]
+
+
+def test_as_many_rows_as_the_longest_have_room():
+    """The same height whichever comes first."""
+    of = trials_table(("t0", "c0", 0, "completed"), ("t1", "c1", 0, "completed"))
+    rows = [("t0", 0, "a", RANK, 0.5), *(("t1", 0, f"b{i}", RANK, 0.5) for i in range(40))]
+    heats = [scalar_heat(scalars_table(*rows), each) for each in configurations(of, [])]
+
+    heights = {
+        heat_sheet("n", "t", "h", chosen, "rank", row="matrix").figure.get_figheight()
+        for chosen in (heats, heats[::-1])
+    }
+
+    assert len(heights) == 1
+    assert min(heights) > 40 * 0.16  # inches
+
+
+@pytest.mark.parametrize("text", ["$\\frac$", "cost in $", "\\$5", "$a$ and $b", "a\\b"])
+def test_a_text_is_drawn_as_it_stands(text):
+    """As matplotlib itself draws it where no formula is looked for."""
+    drawn = []
+    for shown, options in ((literal(text), {}), (text, {"parse_math": False})):
+        figure = Figure(figsize=(2, 1), dpi=50)
+        figure.text(0.1, 0.5, shown, **options)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        drawn.append(np.asarray(canvas.buffer_rgba()))
+
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_figures_of_a_run_take_any_name_and_no_file_twice():
+    names = ("opt.lr", "opt_lr", "$\\frac$")
+    of = trials_table(("t0", "c0", 0, "completed"), ("t1", "c1", 0, "completed"))
+    for name in names:
+        of = of.append_column(name, pa.array(["$\\frac$", "x" * 99]))
+    rows = scalars_table(*curve("t0", [0.5, 0.25]), *curve("t1", [0.75, 1.0]))
+    spectra = pa.table({"subject": pa.array([], pa.string())})
+
+    figures = sweep_figures(of, rows, spectra, names)
+
+    assert list(figures) == ["error_by_opt_lr", "error_by_opt_lr_2", "error_by___frac_"]
+    [legend] = figures["error_by_opt_lr"].legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "\\$\\frac\\$: 1 trial",
+        f"{'x' * 24}…{'x' * 15}: 1 trial",
+    ]
+    figures["error_by___frac_"].draw_without_rendering()
+
+
+def test_a_long_level_keeps_its_beginning_and_its_end():
+    assert shorter("a" * 40) == "a" * 40
+    assert shorter("You are\n a " + "b" * 90 + " end") == f"You are a {'b' * 14}…{'b' * 11} end"
+    assert len(shorter("x" * 99, 8)) == 8
+    of = trials_table(("t0", "c0", 0, "completed"), ("t1", "c1", 0, "completed"))
+    found = configurations(of.append_column("p", pa.array(["x" * 99, "y"])), ["p"])
+    assert [each.label for each in found] == ["p = " + "x" * 99, "p = y"]
+    assert [each.shown for each in found] == [f"p = {'x' * 24}…{'x' * 15}", "p = y"]
+
+
+def test_of_a_thousand_levels_twelve_are_named_and_all_are_drawn():
+    """One line of points per configuration, and one call for all their intervals."""
+    of = trials_table(*[(f"t{i}", f"c{i}", 0, "completed") for i in range(1000)])
+    ends = [
+        Final(each, i, {f"t{i}": 0.5}, None, 0) for i, each in enumerate(configurations(of, []))
+    ]
+    ax = Figure().add_subplot()
+
+    draw_finals(ax, ends, "p", RANK)
+
+    assert len(ax.lines) == 1000
+    assert [*ax.get_xticks()[[0, -1]], len(ax.get_xticks())] == [0, 999, 12]
 
 
 # --- what is not there ----------------------------------------------------------------------
@@ -302,6 +417,14 @@ def bare(tmp_path_factory):
         (
             lambda p: p.final_rank_by("decay"),
             "there is no parameter 'decay'; there are: weight_decay",
+        ),
+        (
+            lambda p: p.final_rank_by("seed"),
+            "there is no parameter 'seed'; there are: weight_decay",
+        ),
+        (
+            lambda p: p.metric("loss", "val", by="status"),
+            "there is no parameter 'status'; there are: weight_decay",
         ),
     ],
 )

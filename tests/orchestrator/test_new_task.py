@@ -22,6 +22,13 @@ CHECKS = 5
 """Tests in the file that is written."""
 
 
+@pytest.fixture(autouse=True)
+def without_the_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test of this process may have loaded examples/my_task.py, which takes its name."""
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if Path(p).name != "examples"])
+    monkeypatch.delitem(sys.modules, "my_task", raising=False)
+
+
 def sweep(*words: str) -> int | None:
     """A command in this process; its exit code."""
     code: int | None = cli.app(list(words), standalone_mode=False)
@@ -154,6 +161,29 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_what_was_written_is_removed_if_a_later_file_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the folders that were made for it. The full disk is the one thing that is made up."""
+    (tmp_path / "there").mkdir()
+    opened = Path.open
+
+    def refusing(path: Path, *words: object, **more: object) -> object:
+        if path.name == "test_mine.py":
+            raise OSError(28, "No space left on device", str(path))
+        return opened(path, *words, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", refusing)
+    for folder in (tmp_path / "there", tmp_path / "new" / "deep"):
+        with pytest.raises(UserError) as caught:
+            new_task.write("mine", folder)
+
+        assert str(caught.value) == (
+            f"{folder}/test_mine.py cannot be written: No space left on device; choose another folder with --folder"
+        )
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
 @pytest.mark.parametrize(
     ("name", "reason", "other"),
     [
@@ -172,8 +202,14 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
         ("json", "json.py would hide the module json from programs started beside it", "my_json"),
         ("torch", "torch.py would hide the module torch from programs started beside it", "my_torch"),
         ("tasks", "tasks.py would hide the module tasks from programs started beside it", "my_tasks"),
-        ("tensor", "its class would be called Tensor, as something that it imports", "my_tensor"),
-        ("config", "its class would be called Config, as something that it imports", "my_config"),
+        ("tensor", "its class would be called Tensor, as something else in its files", "my_tensor"),
+        ("config", "its class would be called Config, as something else in its files", "my_config"),
+        ("group", "its class would be called Group, as something else in its files", "my_group"),
+        ("t_w_o", "its class would be called TWO, as something else in its files", "my_t_w_o"),
+        ("full_batch", "its class would be called FullBatchConfig, as something else in its files", "my_full_batch"),
+        ("true", "its class would be called True, a word of the Python language", "my_true"),
+        ("none", "its class would be called None, a word of the Python language", "my_none"),
+        ("null", "in a sweep file it is no text", "my_null"),
     ],
     ids=repr,
 )  # fmt: skip

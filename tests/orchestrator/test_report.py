@@ -4,8 +4,12 @@ import base64
 import csv
 import io
 import re
+import subprocess
+import sys
+import warnings
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +19,11 @@ from orchestrator.cli import app
 from orchestrator.errors import QueryError, StoreError, SweepError, UserError
 from orchestrator.figures_kinds import makers
 from orchestrator.report import formats_of, material_of, write
-from orchestrator.report_page import Section, Table, page
+from orchestrator.report_files import replace, require_ours
+from orchestrator.report_page import GENERATOR, Section, Table, page
+from orchestrator.report_tables import _cut
+from orchestrator.rows import Buffer
+from spectral import ScalarRow
 from tests.measured import (
     MATRICES,
     RANK,
@@ -27,6 +35,7 @@ from tests.measured import (
     trials,
     value,
 )
+from tests.stores import FakeTrial, build_store
 
 SHEETS = {
     "task_metrics_by_weight_decay",
@@ -163,7 +172,9 @@ def test_final_values_and_trends_are_those_of_the_tables(reported):
 def test_a_text_of_the_user_cannot_break_the_page():
     """Names, notes and files are text: markup in them is shown, not obeyed."""
     table = Table(("<b>", "a & b"), [("x<y", '"quoted"')], "1 < 2")
-    text = page("<i>name</i>", [Section("one", "<h2>", ["a\x00<script>", table], ("f", "a: <b>"))])
+    text = page(
+        "<i>name</i>\x1b", [Section("one", "<h2>\ufffe", ["a\x00<script>", table], ("f", "a: <b>"))]
+    )
 
     ET.fromstring(text)
     assert "<script>" not in text
@@ -223,7 +234,7 @@ def test_final_ranks_are_written_seed_by_seed(reported):
     seeds = [row for row in rows if row["what"] == "trial"]
     assert len(seeds) == 4 * len(MATRICES)
     for row in seeds:
-        truth = value(RANK, row["panel"], 100, float(row["weight_decay"]), int(row["seed"]))
+        truth = value(RANK, row["panel"], 100, float(row["level"]), int(row["seed"]))
         assert float(row["value"]) == pytest.approx(truth, rel=1e-12)
     assert {row["n"] for row in rows if row["what"] == "mean"} == {"2"}
 
@@ -305,7 +316,69 @@ def test_of_many_configurations_evenly_spread_ones_get_a_panel(tmp_path):
     assert "5 are left out" in text
 
 
+RECORDED = [("eval", "a $\\foo$"), ("train", "norm"), ("episode", "alignment"), ("train", RANK)]
+
+
+def odd_rows(of):
+    """A loss and a rank, and what the caller of a Recorder called things."""
+    buffer = Buffer()
+    named = [("train", "loss", "evaluation"), (MATRICES[0], RANK, "gram64")]
+    named += [(split, metric, "recorded") for split, metric in RECORDED]
+    for step in (0, 1):
+        found = [ScalarRow(s, m, 0.5 + step / 4, None, None, how, None) for s, m, how in named]
+        buffer.scalars(of.trial_id, step, found)
+    return buffer
+
+
+def test_a_users_names_and_texts_are_in_the_report(tmp_path):
+    """Formulas that are none, long texts, scripts without glyphs, names that are ours too."""
+    text = "$\\frac$ " + "long " * 30
+    levels = [("漢字", "a"), (text, "b")]
+    chosen = [
+        FakeTrial(0, {"weight_decay": 0.0, "opt.lr": level, "opt_lr": other})
+        for level, other in levels
+    ]
+    root = tmp_path / "odd"
+    build_store(root, chosen, axes=("opt.lr", "opt_lr"), rows=odd_rows)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = write(Results.open(root), formats=("csv",))
+
+    ET.fromstring(path.read_text())
+    kinds = ("task_metrics", "rank_lines", "final_rank")
+    expected = {f"{kind}_by_opt_lr{end}.csv" for kind in kinds for end in ("", "_2")}
+    assert {p.name for p in (path.parent / "figures").iterdir()} == {"rank_heatmap.csv", *expected}
+    own = rows_of(path.parent / "figures" / "task_metrics_by_opt_lr.csv")
+    assert {row["panel"] for row in own} == {"train loss", *(f"{s} {m}" for s, m in RECORDED)}
+    heat = rows_of(path.parent / "figures" / "rank_heatmap.csv")
+    assert {row["panel"] for row in heat} == {f"opt.lr = {a}, opt_lr = {b}" for a, b in levels}
+    assert {row["matrix"] for row in heat} == {MATRICES[0]}
+    trends = " ".join(" ".join(Page(path.read_text()).text).split())
+    assert "alignment episode" in trends
+
+
+def test_a_table_that_is_cut_says_where_the_rest_is():
+    table = _cut(("a",), [["x"]] * 61, "Rows.")
+
+    assert len(table.rows) == 60
+    assert table.about == (
+        "Rows. The first 60 of 61 rows; `sweep track` writes all to trends.parquet."
+    )
+
+
 # --- where it goes --------------------------------------------------------------------------
+
+
+def test_a_file_where_the_figures_go_is_refused(tmp_path):
+    (tmp_path / "figures").write_text("")
+
+    with pytest.raises(UserError) as caught:
+        require_ours(tmp_path, own=True)
+
+    assert str(caught.value) == (
+        f"{tmp_path}/figures is no folder, where the figures go; move it elsewhere"
+    )
 
 
 def test_a_report_is_replaced_and_other_files_of_the_folder_stay(tmp_path):
@@ -322,7 +395,71 @@ def test_a_report_is_replaced_and_other_files_of_the_folder_stay(tmp_path):
 
     assert {p.name: p.read_bytes() for p in (root / "report").rglob("*.*")} == before
     assert "plot.png" in before
-    assert [p.name for p in root.iterdir() if p.name.startswith(".report")] == []
+    assert [p.name for p in root.rglob(".*")] == []
+
+
+PAYLOADS = {"index.html": GENERATOR.encode(), "figures/a.csv": b"a", "figures/b.pdf": b"b"}
+
+
+def held(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_folder_stays_where_it_is_with_all_that_is_not_of_a_report(tmp_path, monkeypatch):
+    """A link stays a link, a shell in the folder stays in it, and no file of the user's moves."""
+    folder = tmp_path / "real"
+    folder.mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    replace(tmp_path / "link", PAYLOADS)
+    mine = {"plot.png": b"png", "figures/mine.txt": b"text"}
+    for name, content in mine.items():
+        (folder / name).write_bytes(content)
+    inodes = {path: path.stat().st_ino for path in (folder, *map(folder.joinpath, mine))}
+    monkeypatch.chdir(folder)
+
+    replace(Path(), {"index.html": b"new", "figures/a.csv": b"new"})
+
+    assert held(Path.cwd()) == {"index.html": b"new", "figures/a.csv": b"new", **mine}
+    assert {path: path.stat().st_ino for path in inodes} == inodes
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_link_to_a_folder_that_is_not_there_yet_is_followed(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "new" / "folder")
+
+    replace(tmp_path / "link", PAYLOADS)
+
+    assert held(tmp_path / "new" / "folder") == PAYLOADS
+
+
+@pytest.mark.parametrize("moved", range(3))
+def test_a_report_that_is_killed_loses_nothing(tmp_path, monkeypatch, moved):
+    """After any of its moves: every file is whole, all that the page links to is there."""
+    replace(tmp_path, PAYLOADS)
+    (tmp_path / "plot.png").write_bytes(b"png")
+    new = {"index.html": b"new", "figures/a.csv": b"new", "figures/c.csv": b"new"}
+    program = f"""
+import itertools, os, sys
+from pathlib import Path
+from orchestrator import report_files
+move, count = Path.replace, itertools.count()
+def dying(path, to):
+    if next(count) == {moved}:
+        os._exit(9)
+    return move(path, to)
+Path.replace = dying
+report_files.replace(Path(sys.argv[1]), {new!r})
+"""
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert killed.returncode == 9
+    shown = {name: text for name, text in held(tmp_path).items() if "/." not in f"/{name}"}
+    assert shown.keys() >= {*PAYLOADS, "plot.png"}
+    assert shown["index.html"] == PAYLOADS["index.html"]
+    assert all(text in (PAYLOADS.get(name), new.get(name), b"png") for name, text in shown.items())
+
+    replace(tmp_path, new)
+
+    assert held(tmp_path) == {**new, "plot.png": b"png"}
 
 
 def test_a_folder_with_other_things_is_not_touched(tmp_path, root):
@@ -363,6 +500,13 @@ def test_no_result_yet_is_an_error(tmp_path):
         f"no trial of {root} has a result yet: `sweep status {root}` counts them"
     )
     assert not (root / "report").exists()
+
+
+def test_a_format_that_there_is_not_is_refused_before_anything_is_drawn(root):
+    with pytest.raises(SweepError) as caught:
+        write(Results.open(root), formats=("svg", "bmp"))
+
+    assert str(caught.value) == "formats: 1 problem\n  expected pdf, svg, csv; got 'bmp'"
 
 
 def test_unknown_formats_are_refused_together():
