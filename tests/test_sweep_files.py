@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ SWEEPS = Path(__file__).parents[1] / "sweeps"
 FILES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
 SMALL = [name for name in FILES if name.endswith("_small")]
 
-# Trials, and snapshots of a trial, of the paper: specified by its text, its code and its step counts.
+# Trials, and snapshots of each, of the paper: by its text, its code and its numbers of steps.
 PAPER = {
     "modular_addition_grokking": (3, 401),
     "modular_addition_decay": (9, 401),
@@ -76,7 +75,7 @@ def test_every_experiment_has_a_small_twin_that_needs_no_download(name: str) -> 
 
 
 @pytest.fixture(params=CUT_DOWN)
-def cut_down(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Results]:
+def cut_down(request: pytest.FixtureRequest, tmp_path: Path) -> Results:
     """A twin with one seed, three steps and three snapshots, run as `--in-process` does."""
     overrides = [
         "seeds=1",
@@ -91,7 +90,7 @@ def cut_down(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Results
     sweep = load(SWEEPS / f"{request.param}.yaml", overrides)
     outcome = run_sweep(sweep, Options(in_process=True))
     assert outcome.exit_code == 0
-    yield Results.open(sweep.root)
+    return Results.open(sweep.root)
 
 
 def test_a_cut_down_twin_measures_what_the_paper_plots(cut_down: Results) -> None:
