@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel, Field, create_model
 
 import tasks
-from orchestrator import catalogue, cli
+from orchestrator import catalogue, cli, options
 from orchestrator.errors import UserError
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "my_task.py") + ":Waves"
@@ -77,7 +77,7 @@ def test_every_task_fits_the_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     """Names are whole, lines are not too long, no word of a meaning is lost."""
-    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(options.out, "_width", columns)
     for name in tasks.REGISTRY:
         lines = output(capsys, "tasks", name)
         text = " ".join(" ".join(lines).split())
@@ -96,7 +96,7 @@ def test_a_task_by_path_is_described_too(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own parameters first, then the shared ones; seeds of streams it does not use left out."""
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setattr(options.out, "_width", 140)
 
     lines = output(capsys, "tasks", EXAMPLE)
 

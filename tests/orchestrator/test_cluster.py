@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SHORT = SWEEP.replace("seeds: 2", "seeds: 1")
 """Two trials, of some seconds each."""
 
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds that a test waits for what must happen; nothing here waits for time to pass."""
 
 

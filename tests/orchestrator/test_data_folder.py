@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import tasks.data
-from orchestrator import cli, node, parse, run_sweep, site, staging
+from orchestrator import cli, node, options, parse, run_sweep, site, staging
 from orchestrator.driver import Options
 from orchestrator.errors import Problem, SweepError
 from orchestrator.results import Results
@@ -236,7 +236,7 @@ def test_a_plan_names_what_is_missing_and_counts_all_the_same(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On a laptop without the data one still wants to know how many trials there are."""
-    monkeypatch.setenv("COLUMNS", "300")  # so that no line is broken
+    monkeypatch.setattr(options.out, "_width", 300)  # so that no line is broken
     arguments = ["plan", "reader.yaml", "--set", "data=sets"]
 
     assert cli.app(arguments, standalone_mode=False) is None
