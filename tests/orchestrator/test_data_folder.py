@@ -330,9 +330,9 @@ def test_a_finished_sweep_needs_its_data_no_more(here: Path) -> None:
     assert run_sweep(given, in_process).statuses == {"completed": 1}
     again = Options(in_process=True, rerun=[*given.trials()])
     more = sweep(f"{FILE}data: sets\n", "grid.data=[mnist]", "seeds=2")
-    for asked, options in ((given, again), (more, in_process)):
+    for asked, asked_of in ((given, again), (more, in_process)):
         with pytest.raises(SweepError) as caught:
-            run_sweep(asked, options)
+            run_sweep(asked, asked_of)
         assert absent("mnist", here / "sets") in str(caught.value)
 
 
