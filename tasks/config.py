@@ -184,6 +184,25 @@ class TrainingConfig(BaseModel):
             problems.append(f"milestones ({shown}) begin before the warmup ({self.warmup}) ends")
         return problems
 
+    def _batches_fit(self, count: int, what: str, advice: str) -> Self:
+        """Refuse batches that `count` training examples, called `what`, cannot be made into."""
+        if self.batch_size is not None and self.batch_size > count:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) exceeds the {count} training {what}; "
+                f"{advice} to train on all of them"
+            )
+        if self.batch_size is None and self.order_seed is not None:
+            raise ValueError(
+                f"order_seed has no effect without batch_size: every step takes all training {what}"
+            )
+        per_step = self.batch_size or count
+        if per_step % self.micro_batches:
+            raise ValueError(
+                f"micro_batches ({self.micro_batches}) does not divide the {per_step} examples "
+                "of a step"
+            )
+        return self
+
     def _without(self, problems: list[str]) -> Self:
         if problems:
             raise ValueError("; ".join(problems))

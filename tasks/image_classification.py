@@ -110,22 +110,7 @@ class ImageClassificationConfig(TrainingConfig):
             raise ValueError(
                 f"val_fraction ({self.val_fraction}) of {count} images leaves none for val"
             )
-        if self.batch_size is not None and self.batch_size > self.num_train:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) exceeds the {self.num_train} training images; "
-                "set it to null to train on all of them"
-            )
-        if self.batch_size is None and self.order_seed is not None:
-            raise ValueError(
-                "order_seed has no effect without batch_size: every step takes all training images"
-            )
-        per_step = self.batch_size or self.num_train
-        if per_step % self.micro_batches:
-            raise ValueError(
-                f"micro_batches ({self.micro_batches}) does not divide the {per_step} examples "
-                "of a step"
-            )
-        return self
+        return self._batches_fit(self.num_train, "images", "set it to null")
 
 
 class ImageClassification(Task):

@@ -79,22 +79,7 @@ class ModularAdditionConfig(TrainingConfig):
             raise ValueError(
                 f"train_fraction ({self.train_fraction}) of {pairs} pairs leaves none to train on"
             )
-        if self.batch_size is not None and self.batch_size > self.num_train:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) exceeds the {self.num_train} training pairs; "
-                "leave it out to train on all of them"
-            )
-        if self.batch_size is None and self.order_seed is not None:
-            raise ValueError(
-                "order_seed has no effect without batch_size: every step takes all training pairs"
-            )
-        per_step = self.batch_size or self.num_train
-        if per_step % self.micro_batches:
-            raise ValueError(
-                f"micro_batches ({self.micro_batches}) does not divide the {per_step} examples "
-                "of a step"
-            )
-        return self
+        return self._batches_fit(self.num_train, "pairs", "leave it out")
 
 
 class ModularAddition(Task):
