@@ -3,7 +3,8 @@
 The environment variable FAULTS names a folder. `start-<step>-...` files there record the first
 step of each attempt, `data-folder` where the last one looks for real data sets. A file in it that
 is named as one of KINDS is a fault: the first process whose moment has come takes it (by renaming,
-so it strikes once) and carries it out.
+so it strikes once) and carries it out. While a file named `hold` is there, every trial waits
+at its 20th step.
 
 The moment is read off the store that this process works for, the folder that STORE names:
 a checkpoint exists, and a shard was published after it, so that work is lost and a file orphaned.
@@ -15,6 +16,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,7 +74,11 @@ class Faulty(Task):
             name = f"start-{step}-{os.getpid()}-{threading.get_ident()}-{os.urandom(4).hex()}"
             (faults / name).touch()
             (faults / "data-folder").write_text(str(data.folder()))
-        if step % 20 or not any((faults / f).exists() for f in KINDS):
+        if step % 20:
+            return
+        while step and (faults / "hold").exists():
+            time.sleep(0.05)
+        if not any((faults / f).exists() for f in KINDS):
             return
         root = Path(os.environ["STORE"])
         if (faults / "raise").exists() and step >= 100:
