@@ -55,8 +55,8 @@ def alignment_rows(
 
     Args:
         couplings: which vectors meet, of ONE trial: bits of a number may depend on what it is
-            computed with. Those across residual streams are measured like the others; leave them
-            out if they are not wanted.
+            computed with. Those across residual streams and those of single heads are measured
+            like the others; leave them out if they are not wanted.
         vectors: singular vectors of each view, by name; None or missing where there are none.
         flags: the flag of each view; missing like None.
         methods: how each view's vectors were found; where two differ the row says ``a+b``.

@@ -40,6 +40,11 @@ def _check_name(owner: str, field: str, value: str) -> None:
         raise ValueError(f"{owner}: {field} must be a non-empty string, got {value!r}")
 
 
+def _check_flag(owner: str, field: str, value: bool) -> None:
+    if type(value) is not bool:
+        raise ValueError(f"{owner}: {field} must be True or False, got {value!r}")
+
+
 @dataclass(frozen=True)
 class MatrixView:
     """Where one matrix sits in the named parameters of a model.
@@ -56,6 +61,8 @@ class MatrixView:
         columns: likewise of the columns.
         layout: how the stored parameter becomes a matrix.
         transpose: whether the matrix is the transpose of what was sliced.
+        on_demand: whether the matrix is measured only where a coupling that is measured has it at
+            an end. Sweeps and recorders keep to this; `take_snapshot` measures what it is given.
 
     Raises:
         ValueError: from the constructor, if a field is not of this form.
@@ -67,6 +74,7 @@ class MatrixView:
     columns: Slice | None = None
     layout: Layout = "matrix"
     transpose: bool = False
+    on_demand: bool = False
 
     def __post_init__(self) -> None:
         _check_name("matrix view", "name", self.name)
@@ -75,6 +83,7 @@ class MatrixView:
         _check_slice(owner, "rows", self.rows)
         _check_slice(owner, "columns", self.columns)
         _check_choice(owner, "layout", self.layout, get_args(Layout))
+        _check_flag(owner, "on_demand", self.on_demand)
 
     def read(self, parameters: Mapping[str, Tensor], *, stacked: bool = False) -> Tensor:
         """The matrix itself, as a view of the parameter's memory where strides allow it.
@@ -201,6 +210,8 @@ class Coupling:
         name: the `subject` of the coupling's rows; by default ``first->second``.
         residual: whether the two meet across a residual stream, past what lies between them. The
             paper leaves these out on purpose, and so do measurements unless asked for them.
+        per_head: whether it is of single heads where the paper's code takes all heads as one. Left
+            out likewise, unless asked for.
 
     Raises:
         ValueError: from the constructor, if a field is not of this form.
@@ -212,6 +223,7 @@ class Coupling:
     group: str | None = None
     name: str = ""
     residual: bool = False
+    per_head: bool = False
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -224,10 +236,8 @@ class Coupling:
             )
         if self.group is not None:
             _check_name(f"coupling {self.name!r}", "group", self.group)
-        if type(self.residual) is not bool:
-            raise ValueError(
-                f"coupling {self.name!r}: residual must be True or False, got {self.residual!r}"
-            )
+        _check_flag(f"coupling {self.name!r}", "residual", self.residual)
+        _check_flag(f"coupling {self.name!r}", "per_head", self.per_head)
         if self.first.tap == self.second.tap == "all":
             raise ValueError(f"coupling {self.name!r}: tap 'all' is for one end only, both have it")
 

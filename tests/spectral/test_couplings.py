@@ -45,6 +45,11 @@ def test_a_coupling_is_not_across_a_residual_stream_unless_it_says_so() -> None:
     assert Coupling(left("a"), right("b"), 4, residual=True).residual
 
 
+def test_a_coupling_is_not_left_out_for_single_heads_unless_it_says_so() -> None:
+    assert not Coupling(left("a"), right("b"), 4).per_head
+    assert Coupling(left("a"), right("b"), 4, per_head=True).per_head
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -59,6 +64,10 @@ def test_a_coupling_is_not_across_a_residual_stream_unless_it_says_so() -> None:
         (
             lambda: Coupling(left("a"), right("b"), 4, residual=1),  # type: ignore[arg-type]
             "coupling 'a->b': residual must be True or False, got 1",
+        ),
+        (
+            lambda: Coupling(left("a"), right("b"), 4, per_head="no"),  # type: ignore[arg-type]
+            "coupling 'a->b': per_head must be True or False, got 'no'",
         ),
         (
             lambda: Coupling(

@@ -102,6 +102,7 @@ def test_reading_a_slice_copies_nothing() -> None:
             {"layout": "lstm"},
             "matrix view 'v': layout must be one of matrix, conv, conv_transpose; got 'lstm'",
         ),
+        ({"on_demand": 1}, "matrix view 'v': on_demand must be True or False, got 1"),
     ],
 )
 def test_a_malformed_view_is_refused(fields: dict[str, object], message: str) -> None:
