@@ -180,7 +180,7 @@ class Trajectory:
         task = task_class([config])
         streams = make_streams([config], [trial.seed])
         model, state = start(task, streams)
-        views = task.views(model)
+        views = [view for view in task.views(model) if not view.on_demand]
         evaluations, snapshots = frozenset(trial.evaluations), frozenset(trial.snapshots)
         snapshot_state = None
         first_step = training = evaluation = measuring = elsewhere = 0.0

@@ -103,9 +103,12 @@ def _grokking(
     task = ModularAddition([config])
     streams = make_streams([config], [0]).to(device)
     model, state = start(task, streams)
-    # those across the residual stream are not the paper's
-    couplings = [coupling for coupling in task.couplings(model) if not coupling.residual]
-    return task.views(model), couplings, lambda: train_step(task, model, state, streams)
+    # those across the residual stream, or of value and output head by head, are not in the paper's
+    # figures
+    declared = task.couplings(model)
+    couplings = [c for c in declared if not (c.residual or c.per_head)]
+    views = [view for view in task.views(model) if not view.on_demand]
+    return views, couplings, lambda: train_step(task, model, state, streams)
 
 
 def _seconds(call: Callable[[], object], device: str, calls: int = 1) -> float:

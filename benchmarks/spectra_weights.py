@@ -120,7 +120,8 @@ def transformer(
         for part in ("linear1", "linear2"):
             views.append(MatrixView(own + part, f"{own}{part}.weight"))
         couplings.append(Coupling(before, CouplingEnd(attention + "in_proj", "right"), width))
-        couplings += attention_couplings(attention[:-1], width, heads)
+        inside = attention_couplings(attention[:-1], width, heads)
+        couplings += [coupling for coupling in inside if not coupling.per_head]
         for first, second, length in (
             (attention + "out_proj", own + "linear1", width),
             (own + "linear1", own + "linear2", feed_forward),

@@ -60,7 +60,8 @@ def test_the_grokking_network_is_the_one_of_the_task() -> None:
     network = build("grokking")
 
     own = {view.name: view for view in task.views(network.module)}
-    pairs = [pair for pair in task.couplings(network.module) if not pair.residual]
+    declared = task.couplings(network.module)
+    pairs = [pair for pair in declared if not (pair.residual or pair.per_head)]
 
     assert all(own[view.name] == view for view in (*network.views, *network.parts))
     assert network.couplings == pairs

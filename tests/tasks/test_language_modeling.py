@@ -53,20 +53,24 @@ def test_the_papers_model_has_its_50_matrices_among_the_views():
     """Whole parameters; the thirds and heads of the fused attention matrices come on top."""
     parameters = paper_parameters()
     views = LanguageModeling([PAPER]).views(nn.Identity())
-    whole = [view for view in views if view.rows is None]
+    whole = [view for view in views if view.rows is None and view.columns is None]
 
     assert len(whole) == 50
     assert {view.parameter for view in whole} == {n for n, p in parameters.items() if p.dim() > 1}
-    assert len(views) == 50 + 12 * 3 * (1 + 12)
+    assert len([view for view in views if not view.on_demand]) == 50 + 12 * 3 * (1 + 12)
+    assert len([view for view in views if view.on_demand]) == 12 * 12
 
 
 def test_the_papers_model_has_its_61_couplings():
-    """Heads of a layer's queries and keys counted as one; all of them fit their matrices."""
+    """Heads of a layer's queries and keys counted as one; all of them fit their matrices. Value
+    and output per head, which the paper's text has, are one more per layer."""
     task, parameters = LanguageModeling([PAPER]), paper_parameters()
     views, couplings = task.views(nn.Identity()), task.couplings(nn.Identity())
     shapes = {view.name: view.shape(parameters) for view in views}
 
-    assert len({c.group or c.name for c in couplings if not c.residual}) == 61
+    assert len({c.group or c.name for c in couplings if not (c.residual or c.per_head)}) == 61
+    assert len({c.group or c.name for c in couplings if not c.residual}) == 61 + 12
+    assert {c.length for c in couplings if c.per_head} == {64}
     assert check_couplings(views, couplings, shapes) == []
 
 

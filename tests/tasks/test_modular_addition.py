@@ -4,10 +4,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from spectral import CouplingEnd
+from spectral import CouplingEnd, take_snapshot
 from spectral.coupling_checks import check_couplings
 from tasks import evaluate, make_streams, start, train_step
 from tasks.modular_addition import ModularAddition
+from tasks.transformer_matrices import attention_couplings, attention_views
 
 TINY = {"modulus": 7, "width": 8, "heads": 2, "feed_forward": 12, "train_fraction": 0.5}
 
@@ -131,6 +132,7 @@ def test_the_views_are_the_matrices_of_the_paper_and_the_parts_of_the_attention(
         f"{attention}.in_proj": (24, 8),
         **whole,
         **heads,
+        **{f"{attention}.out_proj[{h}]": (8, 4) for h in (0, 1)},
         "layers.0.linear1": (12, 8),
         "layers.0.linear2": (8, 12),
         "decoder": (8, 8),
@@ -154,6 +156,23 @@ def test_a_head_is_its_rows_of_the_fused_matrix():
     assert torch.equal(views["layers.0.attention.key"], fused[8:16])
 
 
+def test_the_output_of_a_head_is_read_by_its_columns_of_out_proj():
+    """The attention of a head alone, through its columns, adds up to that of all: one position,
+    which attends to itself only, so a head's output is its value."""
+    task, streams = group({})
+    model = task.build(streams[0])
+    views = {view.name: view.read(dict(model.named_parameters())) for view in task.views(model)}
+    attention, x = model.layers[0].attention, torch.randn(8, generator=torch.manual_seed(0))
+
+    parts = [
+        views[f"layers.0.attention.out_proj[{h}]"] @ views[f"layers.0.attention.value[{h}]"] @ x
+        for h in (0, 1)
+    ]
+
+    whole = attention(x[None, None], False)[0, 0]
+    torch.testing.assert_close(sum(parts), whole)
+
+
 def couplings_of(**config):
     task, streams = group(config)
     model = task.build(streams[0])
@@ -165,7 +184,7 @@ def test_one_layer_has_the_six_couplings_of_the_paper():
     couplings, _, _ = couplings_of()
     attention = "layers.0.attention"
 
-    measured = [c for c in couplings if not c.residual]
+    measured = [c for c in couplings if not (c.residual or c.per_head)]
 
     assert list(dict.fromkeys(c.group or c.name for c in measured)) == [
         f"embedding->{attention}.in_proj",
@@ -191,10 +210,12 @@ def test_twelve_layers_have_the_61_couplings_of_the_paper(layers):
     """One to enter, and in each layer Q-K, V-O, O-W1, W1-W2, W2-next: 5 layers + 1."""
     couplings, _, _ = couplings_of(layers=layers)
 
-    measured = {c.group or c.name for c in couplings if not c.residual}
+    measured = {c.group or c.name for c in couplings if not (c.residual or c.per_head)}
+    heads = {c.group for c in couplings if c.per_head}
 
     assert len(measured) == 5 * layers + 1
     assert len([c for c in couplings if c.residual]) == 2 * layers
+    assert heads == {f"layers.{i}.attention.value->out_proj.heads" for i in range(layers)}
     if layers > 1:
         assert "layers.0.linear2->layers.1.attention.in_proj" in measured
         assert "layers.0.linear2->decoder" not in measured
@@ -221,6 +242,12 @@ def test_each_coupling_meets_the_side_that_faces_the_other():
         CouplingEnd("layers.0.attention.out_proj", "right"),
         8,
     )
+    for h in (0, 1):
+        assert ends[f"layers.0.attention.value->out_proj[{h}]"] == (
+            CouplingEnd(f"layers.0.attention.value[{h}]", "left"),
+            CouplingEnd(f"layers.0.attention.out_proj[{h}]", "right"),
+            4,
+        )
     assert ends["layers.0.linear1->layers.0.linear2"] == (
         CouplingEnd("layers.0.linear1", "left"),
         CouplingEnd("layers.0.linear2", "right"),
@@ -231,6 +258,33 @@ def test_each_coupling_meets_the_side_that_faces_the_other():
         CouplingEnd("decoder", "right"),
         8,
     )
+
+
+def test_a_head_whose_output_undoes_its_values_is_aligned_with_them():
+    """W_O^h = Q_h (W_V^h)^T with a rotation Q_h of its own: right vectors of the one are left ones
+    of the other, and every entry of the diagonal is 1. All heads as one have no such pairs, and
+    neither has a head with the columns of another."""
+    generator = torch.manual_seed(3)
+    value = torch.randn(8, 8, generator=generator, dtype=torch.float64)
+    rotations, _ = torch.linalg.qr(torch.randn(2, 8, 8, generator=generator, dtype=torch.float64))
+    undo = [rotations[h] @ value[4 * h : 4 * h + 4].T for h in (0, 1)]
+
+    def measured(heads):
+        fused = torch.cat([torch.eye(16, 8, dtype=torch.float64), value])
+        output = torch.cat([undo[h] for h in heads], dim=1)
+        parameters = {"a.in_proj_weight": fused[None], "a.out_proj.weight": output[None]}
+        views, couplings = attention_views("a", 8, 2), attention_couplings("a", 8, 2)
+        couplings = [c for c in couplings if "value" in c.name]
+        (snapshot,), _ = take_snapshot(views, parameters, ["alignment"], None, couplings=couplings)
+        found = {s.subject: s.values for s in snapshot.spectra}
+        return {name: found[name].tolist() for name in found if "value" in name}
+
+    paired, crossed = measured([0, 1]), measured([1, 0])
+    for name in ("a.value->out_proj[0]", "a.value->out_proj[1]", "a.value->out_proj.heads"):
+        # rtol=1e-12: float64 vectors of random 4 x 8 matrices, whose gaps are far from rounding
+        assert paired[name] == pytest.approx([1.0] * 4, rel=1e-12)
+        assert sum(crossed[name]) < 3.5
+    assert sum(paired["a.value->a.out_proj"]) < 7
 
 
 @pytest.mark.parametrize("config", [{}, {"layers": 3, "positions": "learned", "layer_norm": True}])
@@ -352,7 +406,11 @@ def test_the_paper_counts_six_matrices_and_six_couplings(paper):
 
     assert sorted(v.parameter for v in whole) == sorted(matrices)
     assert len(matrices) == 6
-    assert len({c.group or c.name for c in couplings if not c.residual}) == 6
+    measured = {c.group or c.name for c in couplings if not (c.residual or c.per_head)}
+    assert len(measured) == 6
+    assert {c.group for c in couplings if c.per_head} - measured == {
+        "layers.0.attention.value->out_proj.heads"
+    }
 
 
 def test_matrices_start_at_the_rank_of_uniform_random_ones(paper):
