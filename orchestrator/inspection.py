@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from orchestrator.chosen import ends, measured_views, switches, waiting, wanted
 from orchestrator.expansion import Trial
 from orchestrator.measure import Measure
 from spectral import Coupling
@@ -23,6 +24,10 @@ from tasks.random import Streams
 from tasks.training import make_streams
 
 _LISTED = 10  # names in a message
+_KINDS = {
+    "residual": "across residual streams",
+    "heads": "of single heads",
+}
 
 Shape = tuple[int, int]
 
@@ -33,11 +38,13 @@ class Model:
 
     Attributes:
         views: names of all of them; None: the task's code refuses to say.
+        waiting: those on demand that lack a coupling -> what to do about it.
         shapes: of the views that are measured; empty if there are problems.
         problems: what cannot be measured, each beginning with the option or group it is about.
     """
 
     views: list[str] | None = None
+    waiting: dict[str, str] = field(default_factory=dict)
     shapes: dict[str, Shape] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -81,16 +88,23 @@ def _look_at(task_class: type[Task], trial: Trial, device: str) -> Model:
         if device == "meta":
             raise
         return Model(problems=[f"views: {error}"])
-    chosen = [view for view in views if measure.chooses(view.name)]
     problems: list[str] = []
     couplings: list[Coupling] = []
-    if "alignment" in measure.groups:
+    waits: dict[str, str] = {}
+    aligned = "alignment" in measure.groups
+    if aligned or any(view.on_demand for view in views):
         try:
-            couplings, problems = _couplings(task, model, measure, {view.name for view in views})
+            declared = list(task.couplings(model))
         except ValueError as error:
             if device == "meta":
                 raise
-            problems = [f"alignment: {error}"]
+            problems = [f"alignment: {error}"] if aligned else []
+        else:
+            waits = waiting(measure, views, declared)
+            if aligned:
+                names = {view.name for view in views}
+                couplings, problems = _couplings(task, declared, measure, names)
+    chosen = measured_views(measure, views, couplings)
     geometries = _geometries(task, model, streams, measure, chosen, problems)
     prune = _prune(task, model, measure, problems)
     known = geometries is not None
@@ -112,7 +126,7 @@ def _look_at(task_class: type[Task], trial: Trial, device: str) -> Model:
         if view.parameter in dtypes and not dtypes[view.parameter].is_floating_point
     ]
     shapes = {view.name: view.shape(parameters) for view in chosen} if not problems else {}
-    return Model([view.name for view in views], shapes, problems)
+    return Model([view.name for view in views], waits, shapes, problems)
 
 
 def _geometries(
@@ -164,44 +178,50 @@ def _prune(task: Task, model: nn.Module, measure: Measure, problems: list[str]) 
 
 
 def _couplings(
-    task: Task, model: nn.Module, measure: Measure, names: Collection[str]
+    task: Task, declared: list[Coupling], measure: Measure, names: Collection[str]
 ) -> tuple[list[Coupling], list[str]]:
     """The couplings that are measured, and what is wrong with there being no others.
 
     Args:
         task: which declares them.
-        model: for which it does.
+        declared: all that it does.
         measure: chooses among them.
         names: of all views; a coupling of another one is returned, for `Request` to complain of.
     """
-    declared = list(task.couplings(model))
     if not declared:
         return [], [f"alignment: task {task.name!r} declares no couplings of its matrices"]
-    across = [coupling for coupling in declared if coupling.residual]
+    open_to_choice = [coupling for coupling in declared if wanted(measure, coupling)]
+    if not open_to_choice:
+        lacking = dict.fromkeys(name for c in declared for name in switches(measure, c))
+        kinds = " or ".join(_KINDS[name] for name in lacking)
+        added = " or ".join(f"{name}: true" for name in lacking)
+        return [], [f"alignment: all couplings are {kinds}: add {added}"]
     problems = []
-    if len(across) == len(declared) and not measure.residual:
-        problems.append("alignment: all couplings are across residual streams: add residual: true")
-        return [], problems
-    if measure.residual and not across:
-        problems.append(
-            f"residual: true has no effect: task {task.name!r} declares no couplings across "
-            "residual streams"
-        )
-    open_to_choice = [c for c in declared if measure.residual or not c.residual]
+    idle = {
+        "residual": measure.residual and not any(c.residual for c in declared),
+        "heads": measure.heads and not any(c.per_head for c in declared),
+    }
+    problems += [
+        f"{name}: true has no effect: task {task.name!r} declares no couplings {_KINDS[name]}"
+        for name, in_vain in idle.items()
+        if in_vain
+    ]
     used = [
         coupling
         for coupling in open_to_choice
-        if all(measure.chooses(view) or view not in names for view in _ends(coupling))
+        if all(measure.chooses(view) or view not in names for view in ends(coupling))
     ]
+    if used and measure.heads and not idle["heads"] and not any(c.per_head for c in used):
+        pair = " and ".join(next(ends(c) for c in declared if c.per_head))
+        problems.append(
+            "heads: true has no effect: views leaves no coupling of single heads both of its "
+            f"matrices, such as {pair}"
+        )
     if not used:
-        pairs = [*dict.fromkeys(" and ".join(_ends(coupling)) for coupling in open_to_choice)]
+        pairs = [*dict.fromkeys(" and ".join(ends(coupling)) for coupling in open_to_choice)]
         more = f" and {len(pairs) - _LISTED} more" if len(pairs) > _LISTED else ""
         problems.append(
             "alignment: views leaves no coupling both of its matrices; couplings are between "
             f"{', '.join(pairs[:_LISTED])}{more}"
         )
     return used, problems
-
-
-def _ends(coupling: Coupling) -> tuple[str, str]:
-    return coupling.first.view, coupling.second.view

@@ -28,7 +28,7 @@ MOST_PRUNED = 10
 """Steps at which pruned models are evaluated unless the file says when."""
 USE_VECTORS = ("alignment", "agreement", "update")
 """The groups that need singular vectors."""
-OPTIONS = ("groups", "vectors", "views", "residual", "keep", "workspace", "pruned")
+OPTIONS = ("groups", "vectors", "views", "residual", "heads", "keep", "workspace", "pruned")
 PRUNED_OPTIONS = ("fractions", "last", *KINDS)
 
 
@@ -41,6 +41,7 @@ class Measure:
         vectors: leading singular vectors per matrix, at most its rank R; None: min(100, R).
         views: sorted patterns of view names, see `chooses`; empty: every view.
         residual: whether couplings across residual streams are measured too.
+        heads: whether couplings of single heads are, where all heads are measured as one.
         fractions: ascending, each in (0, 1): shares of singular directions that pruned models keep.
         exempt_last: whether pruned models keep their last matrix whole.
         pruned: when pruned models are evaluated; None: see `steps`.
@@ -55,6 +56,7 @@ class Measure:
     vectors: int | None = None
     views: tuple[str, ...] = ()
     residual: bool = False
+    heads: bool = False
     fractions: tuple[float, ...] = DEFAULT_FRACTIONS
     exempt_last: bool = True
     pruned: Schedule | None = None
@@ -117,6 +119,8 @@ class Measure:
             options["views"] = list(self.views)
         if self.residual:
             options["residual"] = True
+        if self.heads:
+            options["heads"] = True
         if self.fractions != DEFAULT_FRACTIONS:
             options["fractions"] = list(self.fractions)
         if not self.exempt_last:

@@ -98,7 +98,8 @@ class _Options:
             groups=groups,
             vectors=self.vectors(),
             views=self.views(),
-            residual=self.residual(),
+            residual=self.switch("residual"),
+            heads=self.switch("heads"),
             keep=self.keep(),
             workspace=self.workspace(),
             **pruned,
@@ -114,9 +115,11 @@ class _Options:
             users = f"{', '.join(USE_VECTORS[:-1])} or {USE_VECTORS[-1]}"
             message = f"{name} has no effect without singular vectors: add {users} to groups"
             self.problems.add(self.entries[name], message)
-        if found.residual and "alignment" not in found.groups:
-            message = "residual has no effect without couplings: add alignment to groups"
-            self.problems.add(self.entries["residual"], message)
+        switches = {"residual": found.residual, "heads": found.heads}
+        for name in (name for name, on in switches.items() if on):
+            if "alignment" not in found.groups:
+                message = f"{name} has no effect without couplings: add alignment to groups"
+                self.problems.add(self.entries[name], message)
         if found.views and found.groups == ("pruned",):
             message = (
                 "views has no effect on pruned models, of which every matrix is cut: add another "
@@ -141,8 +144,8 @@ class _Options:
         patterns = self.problems.unrepeated(usable, "repeated pattern")
         return tuple(sorted(item.value for (item,) in patterns))
 
-    def residual(self) -> bool:
-        node = self.entries.get("residual")
+    def switch(self, name: str) -> bool:
+        node = self.entries.get(name)
         if node is not None and not isinstance(node.value, bool):
             self.problems.expected(node, "true or false")
         return node is not None and node.value is True

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import spectral
 from orchestrator import factors
+from orchestrator.chosen import ends, measured_views, wanted
 from orchestrator.errors import DamageError, StoreError
 from orchestrator.expansion import Trial
 from orchestrator.factors import FactorArrays
@@ -65,15 +66,11 @@ def request_of(task: Task, model: nn.Module, trial: Trial, streams: Streams) -> 
         streams: of the trial; for a forward pass that shows the sizes of the convolutions' inputs.
     """
     measure = trial.measure
-    views = [view for view in task.views(model) if measure.chooses(view.name)]
-    names = {view.name for view in views}
+    there = list(task.views(model))
+    names = {view.name for view in there if measure.chooses(view.name)}
     declared = task.couplings(model) if "alignment" in measure.groups else []
-    couplings = [
-        coupling
-        for coupling in declared
-        if {coupling.first.view, coupling.second.view} <= names
-        and (measure.residual or not coupling.residual)
-    ]
+    couplings = [c for c in declared if wanted(measure, c) and names.issuperset(ends(c))]
+    views = measured_views(measure, there, couplings)
     geometries: Mapping[str, ConvGeometry] = {}
     if "operator" in measure.groups:
         geometries = _geometries(task, model, streams)

@@ -200,12 +200,14 @@ class Inspection:
     @property
     def problems(self) -> list[Found]:
         """Each with the configurations it is about, unless it is about all."""
-        everything = dict.fromkeys(name for _, model in self.built for name in model.views or ())
+        each = [(name, model) for _, model in self.built for name in model.views or ()]
+        there = dict.fromkeys(name for name, model in each if name not in model.waiting)
+        waiting = {name: model.waiting[name] for name, model in each if name not in there}
         found: list[Found] = []
         known = all(model.views is not None for _, model in self.built)
         if known and len(self.built) == len(self.structures):  # else one may be for another model
-            found += _idle_patterns(self.measure, list(everything))
-        none_fits = bool(found) and not any(map(self.measure.chooses, everything))
+            found += _idle_patterns(self.measure, list(there), waiting)
+        none_fits = bool(found) and not any(map(self.measure.chooses, there))
         about: dict[str, list[str]] = {}
         for structure, model in self.built:
             own = list(model.problems)
@@ -213,8 +215,8 @@ class Inspection:
                 own = [p for p in own if not p.startswith(("alignment: ", "operator: "))]
             elif (
                 model.views is not None
-                and not any(map(self.measure.chooses, model.views))
-                and any(map(self.measure.chooses, everything))
+                and not any(map(self.measure.chooses, set(model.views) - set(model.waiting)))
+                and any(map(self.measure.chooses, there))
             ):
                 own = ["views: no matrix of the model is chosen"]
             for problem in dict.fromkeys(own):
@@ -275,20 +277,39 @@ def _size(structure: _Structure) -> float:
     return sum(v for v in values if isinstance(v, int | float) and not isinstance(v, bool))
 
 
-def _idle_patterns(measure: Measure, names: Sequence[str]) -> list[Found]:
-    """The patterns that match nothing, in file order; the last with what there is."""
+def _idle_patterns(
+    measure: Measure, names: Sequence[str], waiting: Mapping[str, str]
+) -> list[Found]:
+    """The patterns that choose nothing, in file order.
+
+    The last of those that match nothing says what there is.
+
+    Args:
+        measure: which has them.
+        names: of the views that it can choose.
+        waiting: of others, that lack a coupling -> what to do about it.
+    """
     written = {place.removeprefix("views:"): None for place in measure.places}
     patterns = [pattern for pattern in written if pattern in measure.views] or measure.views
     found: list[Found] = []
+    unknown: list[int] = []
     for pattern in patterns:
-        if any(Measure((), views=(pattern,)).chooses(name) for name in names):
+        alone = Measure((), views=(pattern,))
+        if any(map(alone.chooses, names)):
             continue
+        place = f"views:{pattern}"
+        asleep = next(filter(alone.chooses, waiting), None)
+        if asleep is not None:
+            what = "matches only matrices that are measured for their couplings"
+            found.append((f"views: {pattern!r} {what}: {waiting[asleep]}", place))
+            continue
+        unknown.append(len(found))
         near = difflib.get_close_matches(pattern.replace("*", ""), names, n=3, cutoff=0.5)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-        found.append((f"views: {pattern!r} matches no matrix{hint}", f"views:{pattern}"))
-    if found:
+        found.append((f"views: {pattern!r} matches no matrix{hint}", place))
+    if unknown:
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         there = ", ".join(names[:_LISTED]) or "none"
-        message, option = found[-1]
-        found[-1] = (f"{message}; there are: {there}{more}", option)
+        message, option = found[unknown[-1]]
+        found[unknown[-1]] = (f"{message}; there are: {there}{more}", option)
     return found

@@ -94,6 +94,11 @@ FIELDS: dict[str, dict[str, Any]] = {
                         "default": False,
                         "type": "boolean",
                     },
+                    "heads": {
+                        "description": "alignment of single heads too, not only of all as one",
+                        "default": False,
+                        "type": "boolean",
+                    },
                     "keep": {
                         "description": "whose leading singular vectors stay in the store",
                         "default": "none",

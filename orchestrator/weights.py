@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from orchestrator.chosen import switches
 from orchestrator.expansion import Trial
 from orchestrator.measure import Measure
 from orchestrator.measuring import Measurer
@@ -221,14 +222,35 @@ class Asked:
         with same_random_numbers(weights):
             found = Measurer(task, module, measured, cast(Streams, None), root, stem)
         if self.couplings and not found.request.couplings:
-            raise ValueError(
-                "alignment: no coupling is left: residual ones are measured with residual: True, "
-                "and views must choose both matrices"
-            )
+            raise ValueError(f"alignment: no coupling is left: {self._needed()}")
+        self._check_on_demand(found)
         geometries = {plain_name(name): each for name, each in found.request.geometries.items()}
         found.request = replace(found.request, geometries=geometries)
         found.request.check(weights.parameters)
         return found
+
+    def _needed(self) -> str:
+        """What couplings need to be measured."""
+        if not self.couplings:
+            return "give couplings=[...]"
+        needed = [name for c in self.couplings for name in switches(self.measure, c)]
+        kinds = {"residual": "residual ones", "heads": "those per head"}
+        parts = [
+            f"{kinds[name]} are measured with {name}: True, and " for name in dict.fromkeys(needed)
+        ]
+        return f"{''.join(parts)}views must choose both matrices"
+
+    def _check_on_demand(self, found: Measurer) -> None:
+        """Refuse patterns, or views, of which nothing is measured."""
+        measured = [view.name for view in found.request.views]
+        why = f"on demand, and no coupling that is measured has one: {self._needed()}"
+        idle = [
+            f"views: all matrices called {pattern!r} are {why}"
+            for pattern in self.measure.views
+            if not any(map(replace(self.measure, views=(pattern,)).chooses, measured))
+        ]
+        if idle or not measured:
+            raise ValueError("\n".join(idle) or f"views: all matrices are {why}")
 
     def _views(self, model: Model, weights: Weights) -> list[MatrixView]:
         unreal: list[str] = []

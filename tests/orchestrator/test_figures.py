@@ -19,6 +19,7 @@ from orchestrator.figures_final import Final, draw_finals, finals, finals_table
 from orchestrator.figures_sheets import heat_sheet
 from orchestrator.figures_text import literal, shorter
 from orchestrator.plots import sweep_figures
+from tasks.transformer_matrices import transformer_couplings
 from tests.measured import (
     CHANCES,
     COUPLING,
@@ -467,6 +468,13 @@ def test_reading_results_loads_no_figures():
 )
 def test_long_names_are_shortened_at_their_beginning(name, shown):
     assert short(name) == shown
+
+
+def test_shortened_names_of_couplings_stay_apart():
+    """Value and output whole, and the mean over heads, which a heat map has beside each other."""
+    names = {c.group or c.name for c in transformer_couplings(12, 8, 2, 8)}
+
+    assert len({short(name) for name in names}) == len(names)
 
 
 def test_configurations_come_in_the_order_of_their_parameters_with_what_varies():

@@ -50,6 +50,7 @@ def test_every_option_is_read() -> None:
   vectors: 7
   views: ["layers.*", decoder]
   residual: true
+  heads: true
   keep: final
   workspace: 256 MB
   pruned: {fractions: [0.9, 0.25], last: included, every: 500}
@@ -59,6 +60,7 @@ def test_every_option_is_read() -> None:
         vectors=7,
         views=("decoder", "layers.*"),
         residual=True,
+        heads=True,
         fractions=(0.25, 0.9),
         exempt_last=False,
         pruned=Schedule(every=500),
@@ -198,7 +200,7 @@ ALL = "groups: [alignment, agreement, pruned]"
         f"{{{ALL}}}",
         f"{{{ALL}, workspace: 1 MB}}",
         f"{{{ALL}, workspace: 5}}",
-        f"{{{ALL}, vectors: 100, residual: false, keep: none}}",
+        f"{{{ALL}, vectors: 100, residual: false, heads: false, keep: none}}",
         f"{{{ALL}, pruned: {{fractions: [0.5], last: exempt}}}}",
         f"{{{ALL}, pruned: {{at: [0, 100, 200, 300, 400, 500, 600, 700, 800, 1000]}}}}",
     ],
@@ -219,6 +221,8 @@ def test_options_change_the_identity() -> None:
         f"{{{ALL}, views: [decoder]}}",
         f"{{{ALL}, views: [decoder, embedding]}}",
         f"{{{ALL}, residual: true}}",
+        f"{{{ALL}, heads: true}}",
+        f"{{{ALL}, residual: true, heads: true}}",
         f"{{{ALL}, keep: final}}",
         f"{{{ALL}, keep: all}}",
         f"{{{ALL}, pruned: {{last: included}}}}",
@@ -245,14 +249,14 @@ REFUSED = """
 === no list and no mapping
 measure: ranks
 =>
-expected a list of measurements, or a mapping of groups, vectors, views, residual, keep, workspace and pruned, got 'ranks': write [ranks]  @ line 3, column 10, $.measure
+expected a list of measurements, or a mapping of groups, vectors, views, residual, heads, keep, workspace and pruned, got 'ranks': write [ranks]  @ line 3, column 10, $.measure
 
 === names that are not there
 measure: {group: [ranks], groups: [rank], view: []}
 =>
-unknown field 'group' (did you mean groups?): one of groups, vectors, views, residual, keep, workspace, pruned  @ line 3, column 11, $.measure.group
+unknown field 'group' (did you mean groups?): one of groups, vectors, views, residual, heads, keep, workspace, pruned  @ line 3, column 11, $.measure.group
 unknown measurement 'rank' (did you mean ranks?): one of ranks, spectrum, alignment, agreement, pruned, update, operator  @ line 3, column 36, $.measure.groups[0]
-unknown field 'view' (did you mean views?): one of groups, vectors, views, residual, keep, workspace, pruned  @ line 3, column 43, $.measure.view
+unknown field 'view' (did you mean views?): one of groups, vectors, views, residual, heads, keep, workspace, pruned  @ line 3, column 43, $.measure.view
 
 === values out of range, all at once
 measure: {groups: [agreement, pruned], vectors: 0, views: [], keep: al, residual: 1, workspace: 5 TB, pruned: {fractions: [0, 1.0, 0.5, 0.50, x, true], last: no}}
@@ -292,6 +296,16 @@ vectors has no effect without singular vectors: add alignment, agreement or upda
 residual has no effect without couplings: add alignment to groups  @ line 3, column 33, $.measure.residual
 keep has no effect without singular vectors: add alignment, agreement or update to groups  @ line 3, column 45, $.measure.keep
 its options have no effect without the measurement: add pruned to groups  @ line 3, column 58, $.measure.pruned
+
+=== heads without couplings
+measure: {groups: [agreement], heads: true}
+=>
+heads has no effect without couplings: add alignment to groups  @ line 3, column 39, $.measure.heads
+
+=== heads that are no switch
+measure: {groups: [alignment], heads: 4}
+=>
+expected true or false, got 4  @ line 3, column 39, $.measure.heads
 
 === a text where a list belongs
 measure: {groups: "no such", views: "layers.*"}
@@ -405,6 +419,7 @@ def test_the_schema_knows_every_option_and_the_groups_of_the_code() -> None:
         "vectors",
         "views",
         "residual",
+        "heads",
         "keep",
         "workspace",
         "pruned",

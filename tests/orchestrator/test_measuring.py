@@ -14,6 +14,8 @@ import torch
 
 import tasks
 from orchestrator import factors, measuring, parse, run_sweep
+from orchestrator.driver import Options
+from orchestrator.figures_draw import short
 from orchestrator.results import Results
 from orchestrator.session import Session
 from orchestrator.store import Store
@@ -232,6 +234,44 @@ def test_results_show_the_new_rows(kept: Store) -> None:
 
     assert isinstance(table, pa.Table)
     assert table["step"].to_pylist() == STEPS
+
+
+HEADS = """
+name: heads
+task: modular_addition
+base: {modulus: 11, width: 16, heads: 2, feed_forward: 32, steps: 1}
+measure: {groups: [ranks, alignment], heads: HEADS}
+tracking: none
+"""
+
+
+def test_values_meet_the_output_per_head_where_that_is_asked_for(tmp_path: Path) -> None:
+    """With it one group more and the columns of `out_proj` that its couplings need; without it no
+    row of either. Chance is that of vectors of length 16 / 2."""
+    attention = "layers.0.attention"
+    found = {}
+    for heads in ("false", "true"):
+        sweep = parse(HEADS.replace("HEADS", heads) + f"storage: {tmp_path / heads}\n")
+        assert run_sweep(sweep, Options(in_process=True)).statuses == {"completed": 1}
+        found[heads] = rows(Store.open(sweep.root), "scalars")
+    subjects = {heads: {row["subject"] for row in found[heads]} for heads in found}
+
+    members = {f"{attention}.value->out_proj[{h}]" for h in (0, 1)}
+    group = f"{attention}.value->out_proj.heads"
+    columns = {f"{attention}.out_proj[{h}]" for h in (0, 1)}
+    assert subjects["true"] - subjects["false"] == {*members, group, *columns}
+    assert subjects["false"] <= subjects["true"]
+    own = {(r["subject"], r["metric"]): r["value"] for r in found["true"] if r["step"] == 1}
+    for subject in (*members, group):
+        chance = own[subject, "alignment/chance"]
+        assert chance == pytest.approx(math.sqrt(2 / math.pi / 8), rel=1e-12)
+    scores = [own[member, "alignment"] for member in sorted(members)]
+    assert own[group, "alignment"] == pytest.approx(sum(scores) / 2, rel=1e-12)
+    # the figure of scores has the group beside the others, and no single heads
+    axes = Results.open(sweep.root).plot.alignment_scores()
+    labels = [label.get_text().partition(" (")[0] for label in axes.get_yticklabels()]
+    assert short(group) in labels
+    assert len(labels) == 7
 
 
 def test_an_operator_without_convolutions_is_refused_before_training(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class ToyConfig(FullBatchConfig):
     kind: Literal["plain", "linear", "unused", "two grids", "no couplings", "residual",
                   "complex", "broken", "real numbers", "wrong view", "bad tap", "bad views",
                   "only with numbers", "batch norm", "batch norm without statistics",
-                  "too wide"] = "plain"
+                  "too wide", "heads", "heads only", "heads or residual", "unmet"] = "plain"
     scale: float = 1.0
 
 
@@ -101,6 +101,10 @@ class Toy(Task):
             return [MatrixView("a", "no.such"), MatrixView("b", "fc.weight", rows=(0, 99))]
         if self.config.kind == "bad views":
             raise ValueError("no views today")
+        if "heads" in self.config.kind or self.config.kind == "unmet":
+            return [*discover(model),
+                    MatrixView("conv[0]", "conv.weight", rows=(0, 2), layout="conv"),
+                    MatrixView("fc[0]", "fc.weight", columns=(0, 2), on_demand=True)]
         return discover(model)
 
     def couplings(self, model):
@@ -112,6 +116,12 @@ class Toy(Task):
             right = CouplingEnd("conv", "right", reshape=(1, 3, 3), tap=(3, 1))
         if c.kind == "only with numbers" and model.fc.weight.is_meta:
             raise ValueError("this is for a model with numbers in it")
+        if "heads" in c.kind:
+            of_head = Coupling(CouplingEnd("conv[0]", "left"), CouplingEnd("fc[0]", "right"), 2,
+                               per_head=True)
+            others = {"heads": [Coupling(left, right, c.width)], "heads only": [],
+                      "heads or residual": [Coupling(left, right, c.width, residual=True)]}
+            return [*others[c.kind], of_head]
         if c.kind == "residual":
             return [Coupling(left, right, c.width, residual=True)]
         if c.kind == "unused":
@@ -228,6 +238,71 @@ EVERYTHING = "[ranks, spectrum, alignment, agreement, pruned, update, operator]"
             "[alignment]",
             ["alignment: all couplings are across residual streams: add residual: true"],
         ),
+        (
+            "plain",
+            "{groups: [alignment], heads: true}",
+            ["heads: true has no effect: task 'Toy' declares no couplings of single heads"],
+        ),
+        ("heads", "{groups: [alignment], heads: true}", []),
+        ("heads", "[alignment]", []),
+        ("heads", "{groups: [alignment], heads: true, views: ['conv[0]', 'fc[0]']}", []),
+        (
+            "heads",
+            "{groups: [alignment], heads: true, views: [conv, fc]}",
+            [
+                "heads: true has no effect: views leaves no coupling of single heads both of its matrices, such as conv[0] and fc[0]"
+            ],
+        ),
+        (
+            "heads",
+            "{groups: [alignment], views: [conv, fc, 'fc[?]']}",
+            [
+                "views: 'fc[?]' matches only matrices that are measured for their couplings: add heads: true"
+            ],
+        ),
+        ("heads", "{groups: [alignment], views: [conv, 'fc*']}", []),
+        (
+            "heads",
+            "{groups: [alignment], views: ['fc[0]']}",
+            [
+                "views: 'fc[0]' matches only matrices that are measured for their couplings: add heads: true"
+            ],
+        ),
+        (
+            "heads",
+            "{groups: [ranks], views: ['fc[0]', fcc]}",
+            [
+                "views: 'fc[0]' matches only matrices that are measured for their couplings: add alignment to groups and heads: true",
+                "views: 'fcc' matches no matrix (did you mean fc?); there are: conv, fc, conv[0]",
+            ],
+        ),
+        (
+            "heads",
+            "{groups: [alignment], heads: true, views: ['fc[0]']}",
+            [
+                "views: 'fc[0]' matches only matrices that are measured for their couplings: choose conv[0] too"
+            ],
+        ),
+        (
+            "unmet",
+            "{groups: [ranks], views: ['fc[0]']}",
+            [
+                "views: 'fc[0]' matches only matrices that are measured for their couplings: the task declares none of them"
+            ],
+        ),
+        (
+            "heads only",
+            "[alignment]",
+            ["alignment: all couplings are of single heads: add heads: true"],
+        ),
+        (
+            "heads or residual",
+            "[alignment]",
+            [
+                "alignment: all couplings are across residual streams or of single heads: add residual: true or heads: true"
+            ],
+        ),
+        ("heads or residual", "{groups: [alignment], residual: true}", []),
         (
             "no couplings",
             "[alignment]",
@@ -378,6 +453,17 @@ def test_the_views_that_are_chosen_take_the_space() -> None:
     assert space is not None
     assert space.kept == num_bytes({"fc": (2, 4)}, loaded.measure)
     assert space.kept_total == 3 * space.kept
+
+
+def test_views_on_demand_take_space_only_with_their_couplings() -> None:
+    """Vectors of the columns that a head is read by are kept with `heads: true`, and not without."""
+    matrices = {"conv": (4, 9), "fc": (2, 4), "conv[0]": (2, 9)}
+    for heads, shapes in (("false", matrices), ("true", {**matrices, "fc[0]": (2, 2)})):
+        loaded = sweep(f"{{groups: [alignment], keep: final, heads: {heads}}}", kind="heads")
+        space = preflight.Inspection(loaded).space()
+
+        assert space is not None
+        assert space.kept == num_bytes(shapes, loaded.measure)
 
 
 # --- nothing is launched --------------------------------------------------------------------

@@ -1169,7 +1169,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         (
             {"measure": "ranks"},
             "expected a list of measurements, or a mapping of groups, vectors, views, residual, "
-            "keep, workspace and pruned, got 'ranks': write [ranks]  @ measure",
+            "heads, keep, workspace and pruned, got 'ranks': write [ranks]  @ measure",
         ),
         ({"params": [1]}, "expected a mapping of parameters to values, got [1]  @ params"),
         (
@@ -1280,6 +1280,11 @@ def test_a_split_and_a_matrix_do_not_share_a_metric(tmp_path: Path) -> None:
         ]
 
 
+def of_head(**fields: Any) -> Coupling:
+    ends = CouplingEnd("0", "left"), CouplingEnd("1", "right")
+    return Coupling(*ends, length=2, per_head=True, **fields)
+
+
 @pytest.mark.parametrize(
     ("model", "given", "said"),
     [
@@ -1346,6 +1351,47 @@ def test_a_split_and_a_matrix_do_not_share_a_metric(tmp_path: Path) -> None:
             [
                 "alignment: no coupling is left: residual ones are measured with residual: True, "
                 "and views must choose both matrices"
+            ],
+        ),
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
+            {"measure": ["alignment"], "couplings": [of_head(), of_head(residual=True, name="r")]},
+            [
+                "alignment: no coupling is left: those per head are measured with heads: True, and "
+                "residual ones are measured with residual: True, and views must choose both "
+                "matrices"
+            ],
+        ),
+        (
+            nn.Sequential(nn.Linear(2, 2)),
+            {"views": [MatrixView("a", "0.weight", on_demand=True)]},
+            [
+                "views: all matrices are on demand, and no coupling that is measured has one: give "
+                "couplings=[...]"
+            ],
+        ),
+        (
+            nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
+            {
+                "measure": {"groups": ["alignment"], "views": ["0", "1", "part"]},
+                "views": [
+                    *(MatrixView(str(i), f"{i}.weight") for i in range(2)),
+                    MatrixView("part", "1.weight", columns=(0, 1), on_demand=True),
+                ],
+                "couplings": [
+                    Coupling(CouplingEnd("0", "left"), CouplingEnd("1", "right"), length=2),
+                    Coupling(
+                        CouplingEnd("0", "left", entries=(0, 1)),
+                        CouplingEnd("part", "right"),
+                        length=2,
+                        per_head=True,
+                    ),
+                ],
+            },
+            [
+                "views: all matrices called 'part' are on demand, and no coupling that is measured "
+                "has one: those per head are measured with heads: True, and views must choose both "
+                "matrices"
             ],
         ),
     ],
