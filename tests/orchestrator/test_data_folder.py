@@ -21,6 +21,7 @@ from orchestrator.session import Session
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep
 from orchestrator.trial import Assignment, Context, run_group
+from tests.orchestrator.contexts import context
 
 TASK = '''
 from typing import Annotated, Literal
@@ -298,19 +299,9 @@ def test_without_the_field_the_environment_decides(
 def test_data_that_are_gone_fail_their_trial_with_a_text(here: Path) -> None:
     """As on a node that lacks them: no traceback, and nothing for an executor to raise."""
     given = sweep(f"{FILE}data: sets\n", "grid.data=[mnist]")
-    assert given.data is not None
     assignment = Assignment((next(given.trials()),), (1,))
     with Session.claim(given) as session:
-        context = Context(
-            root=str(session.store.root),
-            epoch=session.epoch,
-            threads=1,
-            device="cpu",
-            checkpoint_seconds=1e9,
-            source_hash=tasks.source_hash(given.task_class),
-            data=given.data,
-        )
-        result = run_group(assignment, context)
+        result = run_group(assignment, context(given, session))
         session.commit(result.rows)
 
     assert result.error is None
