@@ -34,6 +34,7 @@ def main() -> None:
 
     import os
 
+    import tasks
     from orchestrator import checkpoints, environment, rows, trial
     from orchestrator.sweep import load
 
@@ -67,7 +68,7 @@ def main() -> None:
         threads=1,
         device="cpu",
         checkpoint_seconds=sweep.checkpoint_seconds,
-        source_hash="",
+        source_hash=tasks.source_hash(sweep.task_class),
     )
     Path(context.root).mkdir(parents=True)
     own = list(sweep.trials())[: given.trials + 1]
