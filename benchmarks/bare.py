@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,6 +105,19 @@ def environment_of_a_worker() -> dict[str, str]:
     from orchestrator.cluster import worker_environment
 
     return {**os.environ, **worker_environment(1)}
+
+
+def answer(module: str, *asked: str, environment: Mapping[str, str]) -> Any:
+    """The JSON that one of our modules, run as a program, prints last."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *asked],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:

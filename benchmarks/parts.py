@@ -5,31 +5,22 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bare import REPOSITORY, environment_of_a_worker
+from benchmarks.bare import answer, environment_of_a_worker
 from benchmarks.real import empty_storage
 
 
 def run(file: str, overrides: Sequence[str], *, trials: int) -> dict[str, float]:
     """Milliseconds per trial of each part, by name."""
-    command = [sys.executable, "-m", "benchmarks.parts", file, f"--trials={trials}"]
-    command += [f"--set={override}" for override in overrides]
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=environment_of_a_worker(),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
+    asked = [file, f"--trials={trials}", *(f"--set={override}" for override in overrides)]
+    found: dict[str, float] = answer(
+        "benchmarks.parts", *asked, environment=environment_of_a_worker()
     )
-    found: dict[str, float] = json.loads(done.stdout)
     return found
 
 
@@ -43,6 +34,7 @@ def main() -> None:
 
     import os
 
+    import tasks
     from orchestrator import checkpoints, environment, rows, trial
     from orchestrator.sweep import load
 
@@ -76,7 +68,7 @@ def main() -> None:
         threads=1,
         device="cpu",
         checkpoint_seconds=sweep.checkpoint_seconds,
-        source_hash="",
+        source_hash=tasks.source_hash(sweep.task_class),
     )
     Path(context.root).mkdir(parents=True)
     own = list(sweep.trials())[: given.trials + 1]

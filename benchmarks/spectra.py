@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks import spectra_reference as reference
-from benchmarks.bare import REPOSITORY
+from benchmarks.bare import answer
 from benchmarks.figures import Figure, Report
 from benchmarks.spectra_share import CADENCE, EVERY_GROUP, THREADS
 from benchmarks.spectra_weights import KINDS, Network, Weights, build, weights
@@ -235,19 +233,11 @@ def _shared(name: str, kind: str, device: str, found: Mapping[str, Any]) -> list
 
 def _process(module: str, *asked: str, quick: bool) -> dict[str, Any]:
     """The JSON that a process of two threads prints last."""
-    command = [sys.executable, "-m", module, *asked, *(["--quick"] if quick else [])]
     count = str(1 if quick else THREADS)
     threads = {f"{library}_NUM_THREADS": count for library in ("OMP", "MKL", "OPENBLAS")}
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env={**os.environ, **threads},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    all_asked = [*asked, *(["--quick"] if quick else [])]
+    found: dict[str, Any] = answer(module, *all_asked, environment={**os.environ, **threads})
+    return found
 
 
 def main() -> None:

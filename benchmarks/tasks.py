@@ -6,14 +6,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.bare import REPOSITORY, environment_of_a_worker
+from benchmarks.bare import answer, environment_of_a_worker
 from benchmarks.figures import Figure, Report
 
 Step = Callable[[int], None]
@@ -149,16 +147,10 @@ def _noise(bare: Sequence[float]) -> float:
 
 
 def _child(name: str, repeats: int) -> dict[str, list[float]]:
-    command = [sys.executable, "-m", "benchmarks.tasks", name, f"--repeats={repeats}"]
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=environment_of_a_worker(),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
+    asked = (name, f"--repeats={repeats}")
+    times: dict[str, list[float]] = answer(
+        "benchmarks.tasks", *asked, environment=environment_of_a_worker()
     )
-    times: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
     return times
 
 

@@ -162,9 +162,9 @@ def vectors_on_disk(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table of texts; the first column is a name, the others are numbers."""
-    table = Table(
+def without_columns(title: str | None = None) -> Table:
+    """A table as all of ours look, for the caller to fill."""
+    return Table(
         title=title,
         title_justify="left",
         title_style="bold",
@@ -172,6 +172,11 @@ def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Ta
         box=rich.box.SIMPLE_HEAD,
         pad_edge=False,
     )
+
+
+def grid(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of texts; the first column is a name, the others are numbers."""
+    table = without_columns(title)
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:

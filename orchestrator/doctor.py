@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import doctor_checks as checks
 from orchestrator import doctor_local as local
@@ -22,6 +22,9 @@ from orchestrator.errors import SweepError
 from orchestrator.node import Question, answering, inspect, where
 from orchestrator.node_storage import confirm, marked
 from orchestrator.options import out, print_json
+
+if TYPE_CHECKING:
+    from orchestrator.sweep import Sweep
 
 _STYLES = {"ok": "", "warning": "yellow", "problem": "red"}
 _SENT = ("__init__.py", "node.py", "node_gpus.py", "node_storage.py")
@@ -45,17 +48,22 @@ def examine(target: str | None, address: str | None) -> Iterator[Finding]:
     yield from checks.machine(here)
     yield from checks.gpus(here)
     yield from local.token(os.environ, Path.home())
-    subject = None
-    if any(finding.level == "problem" for finding in packages) and target is not None:
+    subject, ours = None, all(finding.level != "problem" for finding in packages)
+    if target is not None and not ours:
         what = f"{target} was not looked at: first our packages must be found"
         yield Finding("warning", "storage", what)
     elif target is not None:
         subject = _subject(target)
+    sweep = None if subject is None else subject.sweep
+    if ours:
+        yield from local.data(sweep)
     if address is not None:
         for finding in _cluster(address, subject):
             yield replace(finding, where=finding.where or "cluster")
     elif subject is not None:
         yield from _storage(subject)
+        if sweep is not None:
+            yield from local.needed(sweep)
     if subject is not None and subject.uri is not None:
         yield from local.tracking(subject.uri)
 
@@ -92,11 +100,13 @@ class _Subject:
         folder: of its results.
         tracked: MLflow is to be written, as far as that is known.
         uri: of tracking; None: a database in the results folder.
+        sweep: of a sweep file; None: a results folder was named.
     """
 
     folder: Path
     tracked: bool
     uri: str | None
+    sweep: Sweep | None = None
 
     @property
     def embedded(self) -> bool:
@@ -110,7 +120,7 @@ def _subject(target: str) -> _Subject:
     path = Path(target)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         sweep = loading.load_sweep(target, ())
-        return _Subject(sweep.root, sweep.tracking.enabled, sweep.tracking.uri)
+        return _Subject(sweep.root, sweep.tracking.enabled, sweep.tracking.uri, sweep)
     store = loading.open_store(target)
     uri, _ = loading.tracking(store)
     return _Subject(store.root, uri is not None, uri)

@@ -1,4 +1,4 @@
-"""What `sweep doctor` looks at on this machine alone: packages, versions, Ray's token, MLflow."""
+"""What `sweep doctor` looks at on this machine alone: packages, versions, token, data, MLflow."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from orchestrator.doctor_checks import Finding
 from orchestrator.environment import DETERMINISM, PACKAGES
+from orchestrator.node_storage import disk
+
+if TYPE_CHECKING:
+    from orchestrator.sweep import Sweep
 
 OURS = "spectral-sweeps"
 _SHOWN = ("torch", "ray", "pyarrow", "mlflow", "numpy")
@@ -165,6 +170,69 @@ def this_shell() -> dict[str, str]:
         return dict(os.environ)
     pairs = (line.decode(errors="replace").partition("=") for line in lines if line)
     return {name: value for name, _, value in pairs}
+
+
+def data(sweep: Sweep | None) -> Iterator[Finding]:
+    """Where real data sets are looked for, how much room is there, and which are complete.
+
+    Args:
+        sweep: whose file may name the folder; None: as the environment says.
+    """
+    try:
+        from orchestrator import catalogue
+        from tasks import data
+    except ImportError as error:
+        what = f"our tasks cannot be imported: {error}"
+        yield Finding("problem", "data", what, f"(Re)install {error.name or 'what it names'}.")
+        return
+    data.use(None if sweep is None else sweep.data)
+    folder, named = data.folder().absolute(), ""
+    data.use(folder)  # in full, for what is said of single sets
+    if sweep is not None and sweep.data is not None:
+        named = "`data:` in the file"
+    elif os.environ.get(data.ENVIRONMENT):
+        named = f"${data.ENVIRONMENT}"
+    level, state, readable = "ok", "can be read", True
+    try:
+        os.scandir(folder).close()
+    except FileNotFoundError:
+        level, state = "warning" if named else "ok", "is not there"
+    except OSError as error:
+        level, state, readable = "warning", f"cannot be read: {error.strerror}", False
+    place = next(each for each in (folder, *folder.parents) if os.path.exists(each))  # noqa: PTH110
+    room = disk(str(place))["free_bytes"] / 1e9
+    what = f"{folder} ({named or 'the default'}) {state}; {room:.1f} GB are free"
+    sets = list[catalogue.Found]()
+    if catalogue.reader_missing():
+        what += "; what opens data sets is not installed: pip install 'spectral-sweeps[data]'"
+    elif readable:
+        sets = catalogue.data_sets()
+        cached = " (in the cache of `datasets`)"
+        here = [f"{each.name}{'' if each.place else cached}" for each in sets if each.here]
+        what += f"; complete: {', '.join(here) or 'no data set'}"
+    fix = f"Correct its name or its permissions: `data:` in a sweep file, or ${data.ENVIRONMENT}."
+    yield Finding(level, "data", what, fix if level == "warning" else "")
+    for each in sets:
+        if not each.here and Path(each.place).is_dir():  # a part of it is
+            yield Finding("warning", "data", each.problem)
+
+
+def needed(sweep: Sweep) -> list[Finding]:
+    """What this machine lacks for the trials of a sweep that are still to run."""
+    from orchestrator import preflight
+    from orchestrator.errors import StoreError
+    from orchestrator.nodes import Problems
+
+    try:
+        launch = preflight.to_launch(sweep, None, (), retry_failed=False)
+    except StoreError as error:
+        return [Finding("problem", "storage", str(error))]
+    absent = Problems()
+    for text, where in preflight.lacking(sweep, launch):
+        absent.add(where, text)
+    if absent or not preflight.asking(sweep, launch):
+        return [Finding("problem", "data", str(problem)) for problem in absent]
+    return [Finding("ok", "data", "nothing is missing for the trials still to run")]
 
 
 def tracking(uri: str) -> list[Finding]:

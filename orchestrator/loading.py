@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import rich.box
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.display import grid
+from orchestrator.display import facts, grid, without_columns
 from orchestrator.errors import Problem, SweepError, TrackingError, UserError
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep, load
@@ -123,7 +122,7 @@ def print_query(table: pa.Table, format_: str | None, console: Console) -> None:
         sys.stdout.flush()
         write_table(table, format_, sys.stdout.buffer)
         return
-    shown = Table(header_style="bold", box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    shown = without_columns()
     rows = [[_cell(value) for value in row.values()] for row in table.slice(0, 1000).to_pylist()]
     for index, name in enumerate(table.column_names):
         longest = max((len(row[index]) for row in rows), default=0)
@@ -154,7 +153,6 @@ def final_tables(results: Results) -> Iterator[Table]:
 def list_tasks() -> Table:
     """Registered tasks and those of installed packages, with what each is; without markup."""
     from orchestrator import catalogue
-    from orchestrator.display import facts
 
     rows = [(name, f"{about}\n{where}") for name, about, where in catalogue.listing()]
     return facts(rows)
@@ -176,14 +174,7 @@ def describe_task(name: str) -> Iterator[Table | str]:
     yield catalogue.heading(name, task_class)
     own, shared = catalogue.parameters(task_class)
     for title, rows in (("its own parameters", own), ("shared by all tasks", shared)):
-        table = Table(
-            title=title,
-            title_justify="left",
-            title_style="bold",
-            header_style="bold",
-            box=rich.box.SIMPLE_HEAD,
-            pad_edge=False,
-        )
+        table = without_columns(title)
         table.add_column("parameter", no_wrap=True)
         table.add_column("default", overflow="fold", max_width=20)
         table.add_column("meaning")

@@ -22,7 +22,7 @@ from orchestrator.errors import DamageError, StoreError
 from orchestrator.expansion import Trial
 from orchestrator.factors import FactorArrays
 from spectral import ScalarRow, SingularVectors, SpectrumRow
-from spectral.agreement import Compared, all_agreement_rows
+from spectral.agreement import Compared, agreement_rows
 from spectral.geometry import ConvGeometry, conv_geometries
 from spectral.pipeline import Finished, Pipeline
 from spectral.pruning import (
@@ -184,7 +184,7 @@ class Measurer:
                 Compared(name, own, last[name], *self.notes[step][name])
                 for name, own in earlier.items()
             ]
-            found.append(Measured(step, *all_agreement_rows("final", compared)))
+            found.append(Measured(step, *agreement_rows("final", compared)))
         return found
 
     def kept(self) -> list[Entry]:

@@ -11,7 +11,7 @@ from orchestrator.errors import SweepError
 from orchestrator.nodes import Problems
 from orchestrator.placement import Placement, count_of, place
 from orchestrator.store import Store
-from orchestrator.sweep import Sweep
+from orchestrator.sweep import Sweep, Trial
 
 MAX_LOST = {"WorkerLost": 3, "NodeLost": 20}
 """Lost attempts after which a trial has failed. A node goes for reasons of its own (a preemption,
@@ -169,7 +169,7 @@ class Plan:
         kept_bytes_total: of all trials of the file.
         model_failure: what the first model that cannot be built fails with.
         data: the folder of real data sets, if the file names it.
-        missing: what this machine lacks for the trials; `run` refuses to launch any here.
+        missing: what this machine lacks for the trials to run; `run` refuses to launch them here.
     """
 
     name: str
@@ -206,9 +206,6 @@ def plan(sweep: Sweep, source_hash: str) -> Plan:
 
     inspection = preflight.refuse(sweep)
     space = inspection.space()
-    absent = Problems()
-    for text, where in preflight.lacking(sweep):
-        absent.add(where, text)
     placed = placement(sweep)
     device, workers = placed.device, placed.workers
     own = [trial.trial_id for trial in sweep.trials()]
@@ -223,8 +220,12 @@ def plan(sweep: Sweep, source_hash: str) -> Plan:
         checkpointed = len(held & set(own))
     committed = _count(own, found.results)
     failed = _count(own, found.failed)
-    remaining = len(own) - committed - failed
-    estimate, basis = _estimate(sweep, found, seconds, device, workers)
+    done = {**found.results, **found.failed}
+    left = [trial for trial in sweep.trials() if trial.trial_id not in done]
+    absent = Problems()
+    for text, where in preflight.lacking(sweep, left):
+        absent.add(where, text)
+    estimate, basis = _estimate(sweep, left, seconds, device, workers)
     return Plan(
         name=sweep.name,
         task=sweep.task_name,
@@ -234,7 +235,7 @@ def plan(sweep: Sweep, source_hash: str) -> Plan:
         committed=committed,
         failed=failed,
         checkpointed=checkpointed,
-        remaining=remaining,
+        remaining=len(left),
         unnamed=len(set(found.results) - set(own)),
         changed=len(changed_trials(sweep, source_hash)),
         device=device,
@@ -251,11 +252,9 @@ def plan(sweep: Sweep, source_hash: str) -> Plan:
 
 
 def _estimate(
-    sweep: Sweep, found: History, seconds: list[float], device: str, workers: int
+    sweep: Sweep, left: list[Trial], seconds: list[float], device: str, workers: int
 ) -> tuple[float | None, str]:
     """Wall seconds left, and what that is based on: finished trials, else a probe of one."""
-    skipped = {**found.results, **found.failed}
-    left = [trial for trial in sweep.trials() if trial.trial_id not in skipped]
     if not left:
         return 0.0, "nothing is left to run"
     if seconds:

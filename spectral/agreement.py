@@ -204,19 +204,6 @@ def _agreed(shape: tuple[int, int], left: _Side, right: _Side) -> Agreement:
 
 
 def agreement_rows(
-    subject: str,
-    variant: str,
-    a: SingularVectors | None,
-    b: SingularVectors | None,
-    method: str,
-    flag: str | None,
-) -> tuple[list[ScalarRow], SpectrumRow]:
-    """The rows of one view's agreement with itself at another time; see `all_agreement_rows`."""
-    scalars, spectra = all_agreement_rows(variant, [Compared(subject, a, b, method, flag)])
-    return scalars, spectra[0]
-
-
-def all_agreement_rows(
     variant: str, compared: Sequence[Compared], *, entries: int = 100, score: int = 10
 ) -> tuple[list[ScalarRow], list[SpectrumRow]]:
     """Four numbers and a diagonal for each view.

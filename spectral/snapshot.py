@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectral.agreement import Compared, agreement_chance_row, all_agreement_rows
+from spectral.agreement import Compared, agreement_chance_row, agreement_rows
 from spectral.coupling_rows import alignment_rows
 from spectral.decompose import (
     DEFAULT_VECTORS,
@@ -44,7 +44,7 @@ from spectral.state import (
     remember_vectors,
     remember_weights,
 )
-from spectral.update import updates_rows, weight_update
+from spectral.update import update_rows, weight_update
 from spectral.vectors import SingularVectors
 from spectral.views import Coupling, MatrixView
 
@@ -239,7 +239,7 @@ class BegunSnapshot:
         names = [view.name for view in views]
         scalars: list[ScalarRow] = []
         spectra: list[SpectrumRow] = []
-        for rows in updates_rows(names, vectors, decompositions, deltas):
+        for rows in update_rows(names, vectors, decompositions, deltas):
             scalars += rows[0]
             spectra += rows[1]
         return scalars, spectra
@@ -401,7 +401,7 @@ def _agreement(
                 continue
             method, flag = known[name].method, flag_of[name]
             compared.append(Compared(name, now, earlier or now, method, flag))
-        rows = all_agreement_rows(variant, compared)
+        rows = agreement_rows(variant, compared)
         scalars += rows[0]
         spectra += rows[1]
     for name, now in factors.items():

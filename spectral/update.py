@@ -53,39 +53,29 @@ def weight_update(now: Tensor, before: Tensor) -> Tensor:
 
 
 def update_rows(
-    subject: str,
-    before_vectors: SingularVectors | None,
-    delta_decomposition: Decomposition,
-    delta: Tensor,
-) -> tuple[list[ScalarRow], list[SpectrumRow]]:
-    """Every row of one update: norms, ranks, its share in the leading directions, its spectrum.
+    subjects: Sequence[str],
+    before_vectors: Sequence[SingularVectors | None],
+    delta_decompositions: Sequence[Decomposition],
+    deltas: Sequence[Tensor],
+) -> list[tuple[list[ScalarRow], list[SpectrumRow]]]:
+    """Every row of updates: norms, ranks, the share in the leading directions, the spectrum.
 
     Flags: ``zero`` (nothing changed: norms and ranks are 0 and there is no share); ``diverged``;
     ``ill_posed`` (the share where no leading directions of the earlier weights are determined, or
     every number where all solvers failed); ``estimated`` (R above 2048), not of the share.
 
     Args:
-        subject: the view's name.
-        before_vectors: of W before the update; None where they are not known.
-        delta_decomposition: of dW; values suffice.
-        delta: dW as `weight_update` returns it; not modified.
+        subjects: names of views; an update's numbers do not depend, to the bit, on the others.
+        before_vectors: of each W before its update; None where they are not known.
+        delta_decompositions: of each dW; values suffice.
+        deltas: each dW as `weight_update` returns it; not modified.
 
     Returns:
-        (scalar rows, spectrum rows).
+        For each update (scalar rows, spectrum rows).
 
     Raises:
         ValueError: if the shapes of the three disagree.
     """
-    return updates_rows([subject], [before_vectors], [delta_decomposition], [delta])[0]
-
-
-def updates_rows(
-    subjects: Sequence[str],
-    before_vectors: Sequence[SingularVectors | None],
-    delta_decompositions: Sequence[Decomposition],
-    deltas: Sequence[Tensor],
-) -> list[tuple[list[ScalarRow], list[SpectrumRow]]]:
-    """`update_rows` of many matrices at once; the same numbers to the bit."""
     widened = [_widened(decomposition) for decomposition in delta_decompositions]
     ranks = effective_ranks(widened)
     results = []

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import tasks.data
-from orchestrator import cli, node, options, parse, run_sweep, site, staging
+from orchestrator import cli, node, options, parse, planning, run_sweep, site, staging
 from orchestrator.driver import Options
 from orchestrator.errors import Problem, SweepError
 from orchestrator.results import Results
@@ -21,6 +21,7 @@ from orchestrator.session import Session
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep
 from orchestrator.trial import Assignment, Context, run_group
+from tests.orchestrator.contexts import context
 
 TASK = '''
 from typing import Annotated, Literal
@@ -298,19 +299,9 @@ def test_without_the_field_the_environment_decides(
 def test_data_that_are_gone_fail_their_trial_with_a_text(here: Path) -> None:
     """As on a node that lacks them: no traceback, and nothing for an executor to raise."""
     given = sweep(f"{FILE}data: sets\n", "grid.data=[mnist]")
-    assert given.data is not None
     assignment = Assignment((next(given.trials()),), (1,))
     with Session.claim(given) as session:
-        context = Context(
-            root=str(session.store.root),
-            epoch=session.epoch,
-            threads=1,
-            device="cpu",
-            checkpoint_seconds=1e9,
-            source_hash=tasks.source_hash(given.task_class),
-            data=given.data,
-        )
-        result = run_group(assignment, context)
+        result = run_group(assignment, context(given, session))
         session.commit(result.rows)
 
     assert result.error is None
@@ -319,21 +310,33 @@ def test_data_that_are_gone_fail_their_trial_with_a_text(here: Path) -> None:
     assert row["error"] == absent("mnist", here / "sets")
 
 
-def test_a_finished_sweep_needs_its_data_no_more(here: Path) -> None:
-    """Only trials that would be launched ask for them: those that are run again do."""
+def test_finished_trials_need_their_data_no_more(here: Path) -> None:
+    """Neither for a plan nor for a run: only trials that would be launched ask for theirs."""
+
+    def planned(given: Sweep) -> tuple[int, tuple[str, ...]]:
+        plan = planning.plan(given, tasks.source_hash(given.task_class))
+        return plan.remaining, plan.missing
+
     put(here / "sets", "mnist", [1])
-    given = sweep(f"{FILE}data: sets\n", "grid.data=[mnist]", "seeds=1")
-    in_process = Options(in_process=True)
-    assert run_sweep(given, in_process).exit_code == 0
+    text, in_process = f"{FILE}data: sets\n", Options(in_process=True)
+    finished, more = (sweep(text, "grid.data=[made, mnist]", f"seeds={n}") for n in (1, 2))
+    made = [trial for trial in more.trials() if trial.params["data"] == "made"]
+    of_mnist = [trial for trial in finished.trials() if trial.params["data"] == "mnist"]
+    assert run_sweep(finished, in_process).exit_code == 0
     (here / "sets").rename(here / "elsewhere")
 
-    assert run_sweep(given, in_process).statuses == {"completed": 1}
-    again = Options(in_process=True, rerun=[*given.trials()])
-    more = sweep(f"{FILE}data: sets\n", "grid.data=[mnist]", "seeds=2")
-    for asked, asked_of in ((given, again), (more, in_process)):
+    assert planned(finished) == (0, ())
+    assert run_sweep(finished, in_process).statuses == {"completed": 2}
+    rerun = Options(in_process=True, rerun=of_mnist)
+    for asked, asked_of in ((finished, rerun), (more, in_process)):
         with pytest.raises(SweepError) as caught:
             run_sweep(asked, asked_of)
         assert absent("mnist", here / "sets") in str(caught.value)
+
+    # one that needs nothing runs, and the plan counts the one that cannot
+    assert run_sweep(more, Options(in_process=True, only=made)).statuses == {"completed": 2}
+    place = "--set grid.data=[made, mnist]"
+    assert planned(more) == (1, (f"{absent('mnist', here / 'sets')}  @ {place}",))
 
 
 # --- nodes of a cluster ---------------------------------------------------------------------

@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -52,6 +53,8 @@ def doctor(folder: Path, *arguments: str, **variables: str) -> subprocess.Comple
 def sweep(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Any command, likewise."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    for name in ("SPECTRAL_SWEEPS_DATA", "HF_HOME", "HF_DATASETS_CACHE"):
+        inherited.pop(name, None)
     environ = {**inherited, "HOME": str(folder), **variables}
     program = str(Path(sys.executable).with_name("sweep"))
     return subprocess.run(
@@ -105,9 +108,12 @@ def test_a_machine_without_faults_is_told_so(tmp_path: Path) -> None:
     assert lines[0] == f"ok       packages: spectral, tasks and orchestrator come from {ROOT}"
     assert lines[1].startswith("ok       versions: Python 3.")
     assert lines[2] == "ok       repeatability: `sweep` sets MKL_CBWR=AVX2,STRICT"
-    assert lines[-1] == (
+    assert lines[-2] == (
         f"ok       Ray token: there is none: no RAY_AUTH_TOKEN, and {tmp_path}/.ray/auth_token is "
         "missing or empty; Ray makes one when a sweep starts it here"
+    )
+    assert lines[-1].startswith(
+        f"ok       data: {tmp_path}/.cache/spectral-sweeps (the default) is"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -385,6 +391,116 @@ def test_a_mistake_in_the_sweep_file_is_the_users(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout.startswith("ok       packages:")
     assert done.stderr.startswith("error: tiny.yaml: 1 problem\n")
+
+
+# Real data sets
+
+
+def about_data(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str, str]]:
+    """Level, text and fix of each finding about data; the free space, which changes, is `N`."""
+    findings = [Finding(**each) for each in json.loads(done.stdout)["findings"]]
+    return [
+        (each.level, re.sub(r"\d+\.\d GB are free", "N GB are free", each.what), each.fix)
+        for each in findings
+        if each.subject == "data"
+    ]
+
+
+def put(folder: Path, *files: str) -> None:
+    """Files of a data set, as far as their names go."""
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).touch()
+
+
+def test_data_sets_that_are_complete_are_named_and_parts_of_one_are_a_warning(
+    tmp_path: Path,
+) -> None:
+    """In the folder that the environment names; a sweep file's own goes first.
+
+    The sweep of the file reads no data set, so nothing is said of what its trials need.
+    """
+    command = "hf download uoft-cs/cifar10 --repo-type dataset --local-dir"
+    for name in ("mine", "the files"):
+        put(tmp_path / name / "mnist", "train-00000-of-00001.parquet")
+    put(tmp_path / "mine" / "cifar10", "train-00001-of-00002.parquet")
+    (tmp_path / "tiny.yaml").write_text(f"{SWEEP}tracking: none\ndata: the files\n")
+
+    named = doctor(tmp_path, "--json", SPECTRAL_SWEEPS_DATA="mine")
+    of_file = doctor(tmp_path, "tiny.yaml", "--json", SPECTRAL_SWEEPS_DATA="mine")
+
+    assert (named.returncode, about_data(named)) == (
+        0,
+        [
+            (
+                "ok",
+                f"{tmp_path}/mine ($SPECTRAL_SWEEPS_DATA) can be read; N GB are free; complete: "
+                "mnist",
+                "",
+            ),
+            (
+                "warning",
+                "data set cifar10: of the 2 files of split 'train' in "
+                f"{tmp_path}/mine/cifar10, counted from 0, these are not there: 0. It is "
+                f"downloaded with: {command} {tmp_path}/mine/cifar10",
+                "",
+            ),
+        ],
+    )
+    what = f"{tmp_path}/the files (`data:` in the file) can be read; N GB are free; complete: mnist"
+    assert (of_file.returncode, about_data(of_file)) == (0, [("ok", what, "")])
+
+
+@pytest.mark.parametrize("way", ["is not there", "cannot be read: Not a directory"])
+def test_a_folder_of_data_that_cannot_be_used_is_a_warning(tmp_path: Path, way: str) -> None:
+    """One that somebody has named; that there is none by default says nothing."""
+    if "directory" in way:
+        (tmp_path / "sets").touch()
+
+    done = doctor(tmp_path, "--json", SPECTRAL_SWEEPS_DATA="sets")
+
+    [(level, what, fix)] = about_data(done)
+    assert (done.returncode, level) == (0, "warning")
+    assert what.startswith(f"{tmp_path}/sets ($SPECTRAL_SWEEPS_DATA) {way}; N GB are free")
+    assert fix == (
+        "Correct its name or its permissions: `data:` in a sweep file, or $SPECTRAL_SWEEPS_DATA."
+    )
+
+
+def test_data_that_a_sweep_still_needs_and_lacks_are_a_problem(tmp_path: Path) -> None:
+    """With the place in the file; a set that is there is well."""
+    put(tmp_path / "sets" / "mnist", "train-00000-of-00001.parquet")
+    text = "name: s\ntask: image_generation\nbase: {steps: 1, data: mnist}\ngrid: {lr: [0.1]}\n"
+    (tmp_path / "here.yaml").write_text(f"{text}tracking: none\ndata: sets\n")
+    (tmp_path / "away.yaml").write_text(f"{text}tracking: none\ndata: {tmp_path}\n")
+
+    here, away = (doctor(tmp_path, name, "--json") for name in ("here.yaml", "away.yaml"))
+
+    [_, found_here], [_, found_away] = about_data(here), about_data(away)
+    assert (here.returncode, found_here) == (
+        0,
+        ("ok", "nothing is missing for the trials still to run", ""),
+    )
+    assert (away.returncode, found_away[0]) == (1, "problem")
+    assert found_away[1].startswith(
+        f"data set mnist is not on this machine: looked in {tmp_path}/mnist. Download it there"
+    )
+    assert found_away[1].endswith("  @ line 3, column 24, $.base.data")
+
+
+def test_tasks_that_cannot_be_imported_are_a_problem(tmp_path: Path) -> None:
+    """Here because torch is broken; what can be said without it is said."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text("import absent_library")
+
+    done = doctor(tmp_path, "--json", PYTHONPATH=f"{tmp_path}/broken:{ROOT}")
+
+    what = "our tasks cannot be imported: No module named 'absent_library'"
+    assert (done.returncode, done.stderr) == (1, "")
+    assert about_data(done) == [("problem", what, "(Re)install absent_library.")]
+
+
+# Facts of nodes
 
 
 def node(host: str = "node-b", **given: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tasks
 from orchestrator import factors, files, planning, preflight
 from orchestrator.display import vectors_on_disk
 from orchestrator.driver import Options, run_sweep
@@ -25,8 +24,9 @@ from orchestrator.schemas import commit_table, seal
 from orchestrator.session import Session
 from orchestrator.store import Store
 from orchestrator.sweep import parse
-from orchestrator.trial import Assignment, Context, Progress, run_group
+from orchestrator.trial import Assignment, Progress, run_group
 from orchestrator.verify import verify
+from tests.orchestrator.contexts import context
 from tests.stores import FakeTrial, build_store, commit_row
 
 FIELDS = [field.name for field in dataclasses.fields(FactorArrays)]
@@ -469,12 +469,11 @@ def test_scratch_that_is_lost_while_a_trial_runs_stops_it_and_a_plain_run_comple
             spoil(path, how)
 
     with Session.claim(sweep) as session:
-        source = tasks.source_hash(sweep.task_class)
-        context = Context(str(sweep.root), session.epoch, 1, "cpu", 0.0, source)
+        told = context(sweep, session, checkpoint_seconds=0.0)
         with pytest.raises(StoreError) as refused:
-            run_group(assignment, context, progress=lose)
+            run_group(assignment, told, progress=lose)
         damage = verify(sweep.root).damage
-        result = run_group(assignment, context)
+        result = run_group(assignment, told)
 
     assert (str(refused.value), refused.value.exit_code) == (
         "singular vectors of a running trial are missing or damaged: run the same command again; "

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-import tasks
 from orchestrator import factors, measuring, parse, run_sweep
 from orchestrator.driver import Options
 from orchestrator.figures_draw import short
@@ -20,9 +19,10 @@ from orchestrator.results import Results
 from orchestrator.session import Session
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep
-from orchestrator.trial import Assignment, Context, run_group
+from orchestrator.trial import Assignment, run_group
 from spectral import SingularVectors, singular_vector_agreement
 from spectral.metrics import METRICS_OF, QUANTITIES_OF
+from tests.orchestrator.contexts import context
 
 TEXT = """
 name: every
@@ -47,19 +47,12 @@ def run_one(sweep: Sweep, *, stop_after: int | None = None) -> Store:
     """The sweep's trial as a worker runs it; interrupted after some steps, and continued."""
     assignment = Assignment((next(sweep.trials()),), (1,))
     with Session.claim(sweep) as session:
-        context = Context(
-            root=str(session.store.root),
-            epoch=session.epoch,
-            threads=1,
-            device="cpu",
-            checkpoint_seconds=1e9,
-            source_hash=tasks.source_hash(sweep.task_class),
-        )
+        told = context(sweep, session)
         if stop_after is not None:
             asked = iter([False] * stop_after + [True])
-            stopped = run_group(assignment, context, stop=lambda: next(asked))
+            stopped = run_group(assignment, told, stop=lambda: next(asked))
             assert stopped.stopped_at == stop_after
-        result = run_group(assignment, context)
+        result = run_group(assignment, told)
         assert result.error is None
         session.commit(result.rows)
         session.discard_working_files(assignment.trial_ids)

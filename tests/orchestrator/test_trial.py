@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import tasks
 from orchestrator import checkpoints, environment, files, parse, run_sweep, trial
 from orchestrator.errors import ClusterError, StoreError
 from orchestrator.session import Session
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep
-from orchestrator.trial import Assignment, Context, run_group
+from orchestrator.trial import Assignment, run_group
+from tests.orchestrator.contexts import context
 from tests.orchestrator.test_resume import TASK
 
 TEXT = """
@@ -35,17 +35,6 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     shutil.copy(TASK, tmp_path / "faulty_task.py")
     monkeypatch.chdir(tmp_path)
     return parse(TEXT, base=tmp_path)
-
-
-def context(sweep: Sweep, session: Session) -> Context:
-    return Context(
-        root=str(session.store.root),
-        epoch=session.epoch,
-        threads=1,
-        device="cpu",
-        checkpoint_seconds=1e9,
-        source_hash=tasks.source_hash(sweep.task_class),
-    )
 
 
 def test_a_checkpoint_whose_shards_are_gone_is_not_continued(

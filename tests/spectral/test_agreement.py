@@ -12,7 +12,6 @@ from spectral.agreement import (
     Compared,
     agreement_chance_row,
     agreement_rows,
-    all_agreement_rows,
     singular_vector_agreement,
     singular_vector_agreements,
 )
@@ -232,7 +231,7 @@ def test_the_rows_of_a_view_are_its_score_both_overlaps_and_the_diagonal() -> No
     a, b = random_triples(9, 7, 3, 0), random_triples(9, 7, 3, 1)
     agreed = singular_vector_agreement(a, b)
 
-    scalars, diagonal = agreement_rows("w", "initial", a, b, "gram64", None)
+    scalars, [diagonal] = agreement_rows("initial", [Compared("w", a, b, "gram64", None)])
 
     assert [
         (r.subject, r.metric, r.value, r.lower, r.upper, r.method, r.flag) for r in scalars
@@ -252,7 +251,7 @@ def test_the_rows_of_a_view_are_its_score_both_overlaps_and_the_diagonal() -> No
 def test_rows_of_undetermined_vectors_are_null_and_flagged() -> None:
     a = triples(frame(20, 3, 0), frame(14, 3, 1), 1.0, np.array([1.0, 1.0, 1e-12]))
 
-    scalars, diagonal = agreement_rows("w", "final", a, a, "gram64", None)
+    scalars, [diagonal] = agreement_rows("final", [Compared("w", a, a, "gram64", None)])
 
     score, left, right, dimension = scalars
     assert math.isnan(score.value)
@@ -271,7 +270,8 @@ def test_a_matrix_without_vectors_has_null_rows_with_its_flag(flag: str, known: 
         other = SingularVectors.unknown(torch.zeros(9, 7), 3)
 
     given = None if known == "neither" else a
-    scalars, diagonal = agreement_rows("w", "previous", given, other, "none", flag)
+    compared = Compared("w", given, other, "none", flag)
+    scalars, [diagonal] = agreement_rows("previous", [compared])
 
     assert all(math.isnan(row.value) for row in scalars[:3])
     assert scalars[3].value == 0.0
@@ -283,7 +283,7 @@ def test_a_matrix_without_vectors_has_null_rows_with_its_flag(flag: str, known: 
 def test_rows_of_several_views_come_in_their_order() -> None:
     a, b = random_triples(9, 7, 3, 0), random_triples(12, 5, 4, 1)
 
-    scalars, spectra = all_agreement_rows(
+    scalars, spectra = agreement_rows(
         "previous",
         [
             Compared("a", a, a, "gram64", None),
@@ -307,8 +307,9 @@ def test_the_chance_level_is_a_row_of_its_own() -> None:
 
 def test_every_row_is_defined_and_every_definition_has_a_row() -> None:
     a = random_triples(9, 7, 3, 0)
-    rows = [agreement_rows("w", variant, a, a, "gram64", None) for variant in VARIANTS]
+    compared = [Compared("w", a, a, "gram64", None)]
+    rows = [agreement_rows(variant, compared) for variant in VARIANTS]
     metrics = [row.metric for scalars, _ in rows for row in scalars]
 
     assert [*metrics, "agreement/chance"] == [metric.name for metric in AGREEMENT_METRICS]
-    assert [row.quantity for _, row in rows] == [metric.name for metric in AGREEMENT_QUANTITIES]
+    assert [row.quantity for _, [row] in rows] == [metric.name for metric in AGREEMENT_QUANTITIES]

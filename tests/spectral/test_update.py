@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spectral import ScalarRow, SingularVectors, decompose
-from spectral.update import update_rows, update_share, updates_rows, weight_update
+from spectral.update import update_rows, update_share, weight_update
 
 NAMES = [
     "update_norm/frobenius",
@@ -39,7 +39,7 @@ def vectors_of(matrix: Tensor, k: int = 10, error: float = 1e-12) -> SingularVec
 
 def rows_of(delta: Tensor, vectors: SingularVectors | None) -> dict[str, ScalarRow]:
     (decomposition,) = decompose([delta], vectors=0)
-    scalars, _ = update_rows("w", vectors, decomposition, delta)
+    [(scalars, _)] = update_rows(["w"], [vectors], [decomposition], [delta])
     assert [row.metric for row in scalars] == NAMES
     assert {row.subject for row in scalars} == {"w"}
     return {row.metric: row for row in scalars}
@@ -77,7 +77,7 @@ def test_the_rows_are_those_of_numpys_svd_of_the_difference(shape: tuple[int, in
     vectors = vectors_of(before)
     (decomposition,) = decompose([delta], vectors=0)
 
-    scalars, spectra = update_rows("layer", vectors, decomposition, delta)
+    [(scalars, spectra)] = update_rows(["layer"], [vectors], [decomposition], [delta])
 
     sigma = np.linalg.svd(now.double().numpy() - before.double().numpy(), compute_uv=False)
     p = sigma / sigma.sum()
@@ -117,7 +117,7 @@ def test_the_interval_holds_the_exact_difference_where_float64_rounds_it() -> No
     # the smallest interval a solver could state: only the widening can make it hold
     sharp = replace(decomposition, unit_bounds=np.zeros(1), unit_frobenius_bound=0.0)
 
-    scalars, (spectrum,) = update_rows("w", None, sharp, delta)
+    [(scalars, [spectrum])] = update_rows(["w"], [None], [sharp], [delta])
 
     for row in scalars[:2]:
         assert row.lower is not None
@@ -279,7 +279,7 @@ def test_an_update_that_is_not_finite_is_a_result() -> None:
     rows = rows_of(delta, vectors_of(weights))
     assert {row.flag for row in rows.values()} == {"diverged"}
     assert all(math.isnan(rows[name].value) for name in NAMES[:6])
-    _, (spectrum,) = update_rows("w", None, decompose([delta], vectors=0)[0], delta)
+    [(_, [spectrum])] = update_rows(["w"], [None], decompose([delta], vectors=0), [delta])
     assert np.isnan(spectrum.values).all()
     assert spectrum.flag == "diverged"
 
@@ -288,7 +288,8 @@ def test_only_the_effective_rank_of_an_update_is_estimated() -> None:
     """Above R = 2048: norms, stable rank and share do not rest on sums over all singular values."""
     delta = random(20, 30)
     (d,) = decompose([delta], vectors=0)
-    scalars, _ = update_rows("w", vectors_of(delta), replace(d, flag="estimated"), delta)
+    estimate = replace(d, flag="estimated")
+    [(scalars, _)] = update_rows(["w"], [vectors_of(delta)], [estimate], [delta])
     estimated = [row.metric for row in scalars if row.flag == "estimated"]
     assert estimated == ["update_effective_rank", "update_effective_rank/normalised"]
     assert {row.flag for row in scalars} == {"estimated", None}
@@ -299,9 +300,10 @@ def test_many_updates_at_once_are_those_one_by_one() -> None:
     deltas = [random(12, 12), random(12, 30, seed=1), torch.zeros(12, 12), random(12, 12, seed=2)]
     vectors = [vectors_of(random(12, 12, seed=3)), None, None, vectors_of(random(12, 12, seed=4))]
     found = decompose(deltas, vectors=0)
-    together = updates_rows(list("abcd"), vectors, found, [d.double() for d in deltas])
+    deltas = [delta.double() for delta in deltas]
+    together = update_rows(list("abcd"), vectors, found, deltas)
     for i, name in enumerate("abcd"):
-        scalars, (spectrum,) = update_rows(name, vectors[i], found[i], deltas[i].double())
+        [(scalars, [spectrum])] = update_rows([name], [vectors[i]], [found[i]], [deltas[i]])
         expected, (other,) = together[i]
         assert repr(scalars) == repr(expected)
         assert spectrum.values.tobytes() == other.values.tobytes()
@@ -311,7 +313,7 @@ def test_many_updates_at_once_are_those_one_by_one() -> None:
 def test_matrices_of_different_shapes_are_refused() -> None:
     delta = random(12, 30)
     with pytest.raises(ValueError, match="update is") as caught:
-        update_rows("w", vectors_of(random(30, 12)), decompose([delta], vectors=0)[0], delta)
+        update_rows(["w"], [vectors_of(random(30, 12))], decompose([delta], vectors=0), [delta])
     assert str(caught.value) == (
         "the update is (12, 30), its decomposition of (12, 30) and the vectors of (30, 12)"
     )

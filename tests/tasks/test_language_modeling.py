@@ -10,13 +10,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from spectral.coupling_checks import check_couplings
-from tasks import data, evaluate, make_streams, start, text, train_step
+from tasks import evaluate, make_streams, start, text, train_step
 from tasks.data import MissingDataError
 from tasks.language_modeling import LanguageModeling
 from tasks.models.transformer import Transformer
 from tasks.random import Streams
 from tasks.task import TaskError
 from tests.tasks import texts
+
+wikitext, other_folder = texts.wikitext, texts.other_folder
 
 TINY = {"context": 16, "width": 16, "heads": 2, "feed_forward": 20, "layers": 2, "batch_size": 8}
 PAPER = LanguageModeling.Config(data="wikitext103", batch_size=256, micro_batches=64)
@@ -237,20 +239,6 @@ def test_the_full_size_is_evaluated_four_examples_at_a_time():
     """Their logits are 4 x 2048 x 50,277 numbers, 1.6 GB in float32."""
     assert LanguageModeling([PAPER]).eval_chunk == 4
     assert group({})[0].eval_chunk == 64
-
-
-@pytest.fixture(scope="module")
-def wikitext(tmp_path_factory):
-    with texts.small_wikitext(tmp_path_factory.mktemp("data")) as folder:
-        yield folder
-
-
-@pytest.fixture
-def other_folder(wikitext, tmp_path):
-    """An empty folder of data sets in place of the module's."""
-    data.use(tmp_path)
-    yield tmp_path
-    data.use(wikitext)
 
 
 SMALL = {"data": "wikitext103", "width": 2, "heads": 1, "feed_forward": 2, "layers": 1}

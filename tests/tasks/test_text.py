@@ -14,19 +14,7 @@ from tasks.data import CorruptDataError, MissingDataError
 from tasks.task import TaskError
 from tests.tasks import texts
 
-
-@pytest.fixture(scope="module")
-def wikitext(tmp_path_factory):
-    with texts.small_wikitext(tmp_path_factory.mktemp("data")) as folder:
-        yield folder
-
-
-@pytest.fixture
-def other_folder(wikitext, tmp_path):
-    """An empty folder of data sets in place of the module's."""
-    data.use(tmp_path)
-    yield tmp_path
-    data.use(wikitext)
+wikitext, other_folder = texts.wikitext, texts.other_folder
 
 
 def test_cleaning_keeps_letters_digits_and_white_space_in_lower_case():

@@ -70,3 +70,20 @@ def small_wikitext(folder: Path):
         finally:
             data.use(None)
             datasets.enable_progress_bars()
+
+
+# A test module takes these as `wikitext = texts.wikitext`.
+
+
+@pytest.fixture(scope="module")
+def wikitext(tmp_path_factory):
+    with small_wikitext(tmp_path_factory.mktemp("data")) as folder:
+        yield folder
+
+
+@pytest.fixture
+def other_folder(wikitext, tmp_path):
+    """An empty folder of data sets in place of the module's."""
+    data.use(tmp_path)
+    yield tmp_path
+    data.use(wikitext)
