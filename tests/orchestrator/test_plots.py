@@ -8,8 +8,14 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from orchestrator.plots import few_of, sweep_figures
-from tests.orchestrator.tables import curve, scalars_table, spectra_table, trials_table
-from tests.orchestrator.test_lines import legend_of, lines_of, two_levels
+from tests.orchestrator.drawn import legend_of, lines_of
+from tests.orchestrator.tables import (
+    curve,
+    scalars_table,
+    spectra_table,
+    trials_table,
+    two_levels,
+)
 
 RANK = "effective_rank/normalised"
 
