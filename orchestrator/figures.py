@@ -31,11 +31,11 @@ from orchestrator.figures_choice import (
     subject_of,
     whole_of,
 )
-from orchestrator.figures_data import Configuration, Heat, scalar_heat, spectrum_heat
+from orchestrator.figures_data import Configuration, scalar_heat, spectrum_heat
 from orchestrator.figures_final import draw_finals, finals
-from orchestrator.figures_series import pruned_series, settling_series
+from orchestrator.figures_series import named_series, pruned_series, settling_series
 from orchestrator.figures_text import literal
-from orchestrator.lines import AXIS_LABELS
+from orchestrator.lines import AXIS_LABELS, OPERATOR_RANK, UPDATE_RANK, UPDATE_SHARE
 from orchestrator.schemas import SCALARS, TRIALS
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ class Plots:
         table = whole_of(scalars_of(self._results, metric))
         one = configuration_of(self._results, trial, configuration, table)
         heat = scalar_heat(table, one)
-        return self._heat(ax, heat, AXIS_LABELS.get(metric, metric), whole="normalised" in metric)
+        return draw.heat_alone(
+            ax, heat, AXIS_LABELS.get(metric, metric), whole="normalised" in metric
+        )
 
     def alignment_diagonal(
         self,
@@ -104,7 +106,7 @@ class Plots:
         one = configuration_of(self._results, trial, configuration, table)
         chance = chances(self._optional("alignment/chance")).get(coupling)
         heat = spectrum_heat(table, one, chance)
-        return self._heat(ax, heat, "alignment", chance=chance, of=coupling)
+        return draw.heat_alone(ax, heat, "alignment", chance=chance, of=coupling)
 
     def alignment_scores(
         self, *, trial: str | None = None, configuration: Chosen = None, ax: Axes | None = None
@@ -113,7 +115,7 @@ class Plots:
         table = whole_of(scalars_of(self._results, "alignment"))
         one = configuration_of(self._results, trial, configuration, table)
         heat = scalar_heat(table, one, chances(self._optional("alignment/chance")))
-        return self._heat(ax, heat, "alignment score (first 10)")
+        return draw.heat_alone(ax, heat, "alignment score (first 10)")
 
     def alignment(
         self, coupling: str | None = None, by: str | None = None, *, ax: Axes | None = None
@@ -152,7 +154,7 @@ class Plots:
         one = configuration_of(self._results, trial, configuration, table)
         chance = chances(self._optional("agreement/chance")).get(subject)
         heat = spectrum_heat(table, one, chance)
-        return self._heat(ax, heat, name, whole=True, chance=chance, of=subject)
+        return draw.heat_alone(ax, heat, name, whole=True, chance=chance, of=subject)
 
     def agreement_scores(
         self,
@@ -167,7 +169,7 @@ class Plots:
         table = whole_of(scalars_of(self._results, name))
         one = configuration_of(self._results, trial, configuration, table)
         heat = scalar_heat(table, one, chances(self._optional("agreement/chance")))
-        return self._heat(ax, heat, f"{name} (first 10)", whole=True)
+        return draw.heat_alone(ax, heat, f"{name} (first 10)", whole=True)
 
     def settling(
         self,
@@ -188,7 +190,7 @@ class Plots:
         table = only(table, "subject", [subject])
         one = configuration_of(self._results, trial, configuration, table)
         series, colours = settling_series(table)
-        ax = self._seeds(ax, one, series, colours, None, name, subject)
+        ax = draw.seeds_alone(ax, one, series, colours, None, name, subject)
         ax.set_ylim(-0.02, 1.02)
         return ax
 
@@ -211,7 +213,9 @@ class Plots:
             raise QueryError(unknown("split", split, kept["subject"].to_pylist()))
         one = configuration_of(self._results, trial, configuration, table)
         series, colours, styles = pruned_series(table, metric)
-        ax = self._seeds(ax, one, series, colours, styles, AXIS_LABELS.get(metric, metric), split)
+        ax = draw.seeds_alone(
+            ax, one, series, colours, styles, AXIS_LABELS.get(metric, metric), split
+        )
         if metric == "loss":
             draw.logarithmic_if_positive(ax)
         return ax
@@ -248,6 +252,54 @@ class Plots:
         ax.set_title(literal(f"{subject}, last step"), fontsize=10)
         return ax
 
+    def updates(
+        self,
+        subject: str | None = None,
+        *,
+        trial: str | None = None,
+        configuration: Chosen = None,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """What was added to a matrix since the snapshot before, over steps, every seed a line.
+
+        Its share inside the first ten singular directions of the weights before it, with a dashed
+        line at the chance level of the share, and its effective rank over the full rank.
+        """
+        table = scalars_of(self._results, UPDATE_RANK)
+        subject = subject_of(table, subject, "matrix", self._optional(NORMALISED_RANK))
+        names = {
+            UPDATE_SHARE: "share in the first 10 directions",
+            UPDATE_RANK: AXIS_LABELS[NORMALISED_RANK],
+        }
+        ax, one = self._metrics(
+            ax, names, subject, trial, configuration, "update since the last snapshot (fraction)"
+        )
+        chance = self._optional(f"{UPDATE_SHARE}_chance")
+        chance = only(chance, "trial_id", [row["trial_id"] for row in one.rows])
+        if subject in (level := chances(chance)):
+            draw.draw_chance(ax, level[subject])
+        return ax
+
+    def operators(
+        self,
+        subject: str | None = None,
+        *,
+        trial: str | None = None,
+        configuration: Chosen = None,
+        ax: Axes | None = None,
+    ) -> Axes:
+        """Effective rank of a convolution over steps: as a linear operator, and of the flat weight.
+
+        Each over its own full rank, every seed a line. Without a name, the convolution whose rank
+        as an operator changed most.
+        """
+        table = scalars_of(self._results, OPERATOR_RANK)
+        subject = subject_of(table, subject, "convolution", table)
+        names = {OPERATOR_RANK: "linear operator", NORMALISED_RANK: "flattened weight"}
+        return self._metrics(
+            ax, names, subject, trial, configuration, AXIS_LABELS[NORMALISED_RANK]
+        )[0]
+
     # --- how ------------------------------------------------------------------------------
 
     def _optional(self, metric: str) -> pa.Table:
@@ -261,40 +313,20 @@ class Plots:
         if name is not None and name not in known:
             raise QueryError(unknown("parameter", name, self._results.parameters or known))
 
-    def _heat(
+    def _metrics(
         self,
         ax: Axes | None,
-        heat: Heat,
+        names: Mapping[str, str],
+        subject: str,
+        trial: str | None,
+        configuration: Chosen,
         label: str,
-        *,
-        whole: bool = False,
-        chance: float | None = None,
-        of: str | None = None,
-    ) -> Axes:
-        ax = draw.new_axes() if ax is None else ax
-        mesh = draw.draw_heat(ax, heat, draw.limits_of([heat], whole=whole))
-        draw.colour_bar(mesh, ax, label, chance)
-        draw.label_steps(ax)
-        title = [part for part in (None if of is None else draw.short(of), heat.title) if part]
-        ax.set_title(literal(", ".join(title)), fontsize=10)
-        return ax
-
-    def _seeds(
-        self,
-        ax: Axes | None,
-        one: Configuration,
-        series: Mapping[str, Any],
-        colours: Mapping[str, Any],
-        styles: Mapping[str, str] | None,
-        label: str,
-        of: str,
-    ) -> Axes:
-        ax = draw.new_axes() if ax is None else ax
-        draw.draw_seeds(ax, one, series, colours, styles)
-        draw.label_steps(ax)
-        ax.set_ylabel(literal(label), fontsize=8)
-        ax.legend(handles=draw.legend_lines(colours, styles), fontsize=7)
-        seeds = "seed" if len(one.rows) == 1 else "seeds"
-        whose = f"{seeds} {', '.join(str(row['seed']) for row in one.rows)}"
-        ax.set_title(literal(", ".join(filter(None, (of, one.shown, whose)))), fontsize=10)
-        return ax
+    ) -> tuple[Axes, Configuration]:
+        """Metrics between 0 and 1 of one subject on one axes, by their names in the legend."""
+        tables = [only(self._optional(metric), "subject", [subject]) for metric in names]
+        table = pa.concat_tables(tables)
+        one = configuration_of(self._results, trial, configuration, table)
+        series, colours = named_series(table, names)
+        ax = draw.seeds_alone(ax, one, series, colours, None, label, subject)
+        ax.set_ylim(-0.02, 1.02)
+        return ax, one

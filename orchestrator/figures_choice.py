@@ -11,7 +11,14 @@ import pyarrow.compute as pc
 from orchestrator.columns import only, unknown
 from orchestrator.comparable import level_of
 from orchestrator.errors import QueryError
-from orchestrator.figures_data import Configuration, configurations, most_changed, visible
+from orchestrator.figures_data import (
+    Configuration,
+    chance_levels,
+    configurations,
+    most_changed,
+    visible,
+    whole_subjects,
+)
 
 if TYPE_CHECKING:
     from orchestrator.results import Results
@@ -228,9 +235,8 @@ def kept_of(results: Results, metric: str) -> pa.Table:
 
 
 def chances(scalars: pa.Table) -> dict[str, float]:
-    """Subject -> its chance level, which is the same at every step."""
-    columns = (scalars["subject"].to_pylist(), scalars["value"].to_pylist())
-    return {name: value for name, value in zip(*columns, strict=True) if value is not None}
+    """Subject -> its chance level; the highest of any step, where it depends on the step."""
+    return {subject: max(levels) for subject, levels in chance_levels(scalars).items()}
 
 
 def agreement_name(reference: str) -> str:
@@ -246,6 +252,4 @@ def agreement_name(reference: str) -> str:
 
 def whole_of(table: pa.Table) -> pa.Table:
     """Without parts of matrices, unless there is nothing else."""
-    subjects = dict.fromkeys(table["subject"].to_pylist())
-    whole = [name for name in subjects if "[" not in name]
-    return only(table, "subject", whole or list(subjects))
+    return only(table, "subject", whole_subjects(table))

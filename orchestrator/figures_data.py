@@ -141,6 +141,31 @@ def configurations(trials: pa.Table, parameters: Sequence[str]) -> list[Configur
     return found
 
 
+def whole_subjects(table: pa.Table) -> list[str]:
+    """The subjects in order, without parts of matrices (heads) unless there is nothing else."""
+    subjects = list(dict.fromkeys(table["subject"].to_pylist()))
+    return [subject for subject in subjects if "[" not in subject] or subjects
+
+
+def chance_levels(scalars: pa.Table) -> dict[str, list[float]]:
+    """Subject -> its chance level in each trial, every level once, ascending.
+
+    It follows from the shapes, so trials of different widths differ. Where it depends on the step
+    too, as that of update_share/top_10 does, it is the highest of the trial.
+    """
+    highest: dict[tuple[str, str], float] = {}
+    names = ("subject", "trial_id", "value")
+    for subject, trial_id, value in zip(
+        *(scalars.column(name).to_pylist() for name in names), strict=True
+    ):
+        if value is not None and math.isfinite(value):
+            highest[subject, trial_id] = max(highest.get((subject, trial_id), value), value)
+    found: dict[str, set[float]] = {}
+    for (subject, _), level in highest.items():
+        found.setdefault(subject, set()).add(level)
+    return {subject: sorted(levels) for subject, levels in found.items()}
+
+
 def visible(table: pa.Table) -> pa.Table:
     """The same rows, with the flag of those that no figure hides taken off."""
     place = table.schema.get_field_index("flag")

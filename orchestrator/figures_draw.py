@@ -237,3 +237,46 @@ def logarithmic_if_positive(ax: Axes) -> None:
     drawn = drawn[np.isfinite(drawn)]
     if drawn.size and drawn.min() > 0:
         ax.set_yscale("log")
+
+
+# --- one of them alone ---------------------------------------------------------------------
+
+
+def heat_alone(
+    ax: Axes | None,
+    heat: Heat,
+    label: str,
+    *,
+    whole: bool = False,
+    chance: float | None = None,
+    of: str | None = None,
+) -> Axes:
+    """One heat map with its colours, title and labels; see `draw_heat` and `colour_bar`."""
+    ax = new_axes() if ax is None else ax
+    mesh = draw_heat(ax, heat, limits_of([heat], whole=whole))
+    colour_bar(mesh, ax, label, chance)
+    label_steps(ax)
+    title = [part for part in (None if of is None else short(of), heat.title) if part]
+    ax.set_title(literal(", ".join(title)), fontsize=10)
+    return ax
+
+
+def seeds_alone(
+    ax: Axes | None,
+    one: Configuration,
+    series: Mapping[str, Any],
+    colours: Mapping[str, Any],
+    styles: Mapping[str, str] | None,
+    label: str,
+    of: str,
+) -> Axes:
+    """The lines of one configuration with their legend, title and labels; see `draw_seeds`."""
+    ax = new_axes() if ax is None else ax
+    draw_seeds(ax, one, series, colours, styles)
+    label_steps(ax)
+    ax.set_ylabel(literal(label), fontsize=8)
+    ax.legend(handles=legend_lines(colours, styles), fontsize=7)
+    seeds = "seed" if len(one.rows) == 1 else "seeds"
+    whose = f"{seeds} {', '.join(str(row['seed']) for row in one.rows)}"
+    ax.set_title(literal(", ".join(filter(None, (of, one.shown, whose)))), fontsize=10)
+    return ax

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from orchestrator.aggregate import NORMALISED_RANK
+from orchestrator.figures_choice import chances as chances_of
+from orchestrator.figures_data import chance_levels, whole_subjects
 from orchestrator.figures_lines import (
     finals_sheet,
     pruned_sheet,
@@ -17,10 +19,12 @@ from orchestrator.figures_lines import (
 from orchestrator.figures_panels import (
     CHANCE,
     CHOICE,
+    COUPLING_CHOICE,
     GREY,
     MEAN,
     SEEDS,
     STEPS,
+    UPDATES,
     Maker,
     Material,
     Sheet,
@@ -32,7 +36,7 @@ from orchestrator.figures_sheets import (
     scalar_heats,
 )
 from orchestrator.figures_text import slug
-from orchestrator.lines import levels_of
+from orchestrator.lines import OPERATOR_RANK, UPDATE_RANK, UPDATE_SHARE, levels_of
 
 MAX_PARAMETERS = 4
 """Parameters by which lines are coloured, each in figures of its own."""
@@ -57,6 +61,8 @@ def makers(material: Material) -> list[Maker]:
     found += [partial(_agreement, material), partial(_agreement_scores, material)]
     found += [partial(settling_sheet, material)]
     found += [partial(pruned_sheet, material, metric) for metric in task_metrics(material.own)]
+    for make in (_update_share, _update_ranks, _operators):
+        found += [partial(make, material, by) for by in colourings]
     return found
 
 
@@ -71,8 +77,9 @@ def task_metrics(own: pa.Table) -> list[str]:
     return sorted(names, key=lambda name: (name == "loss", names.index(name)))
 
 
-def _suffix(by: str | None) -> str:
-    return "" if by is None else f"_by_{slug(by)}"
+def _named(name: str, title: str, by: str | None) -> tuple[str, str]:
+    """The name and the title of a figure whose lines are coloured by a parameter."""
+    return (name, title) if by is None else (f"{name}_by_{slug(by)}", f"{title}, by {by}")
 
 
 def _losses(material: Material, by: str | None) -> Sheet | None:
@@ -80,8 +87,7 @@ def _losses(material: Material, by: str | None) -> Sheet | None:
     pairs = [(split, metric) for metric in task_metrics(material.own) for split in known]
     coloured = "" if by is None else f", coloured by {by}"
     how = f"{STEPS} One panel per split of the data and metric{coloured}. {SEEDS}"
-    title = "Metrics of the task over steps" + (f", by {by}" if by else "")
-    name = f"task_metrics{_suffix(by)}"
+    name, title = _named("task_metrics", "Metrics of the task over steps", by)
     return metric_sheet(material, name, title, how, pairs, by, own=True, columns=2)
 
 
@@ -97,31 +103,20 @@ def _ranks(material: Material) -> Sheet | None:
 
 
 def _rank_lines(material: Material, by: str | None) -> Sheet | None:
-    table = material.metric(NORMALISED_RANK)
-    subjects = dict.fromkeys(table["subject"].to_pylist())
-    pairs = [(s, NORMALISED_RANK) for s in subjects if "[" not in s]
+    pairs = [(s, NORMALISED_RANK) for s in whole_subjects(material.metric(NORMALISED_RANK))]
     how = f"{STEPS} One panel per matrix. {SEEDS}"
-    title = "Normalised effective rank over steps" + (f", by {by}" if by else "")
-    return metric_sheet(material, f"rank_lines{_suffix(by)}", title, how, pairs, by)
+    name, title = _named("rank_lines", "Normalised effective rank over steps", by)
+    return metric_sheet(material, name, title, how, pairs, by)
 
 
 def _diagonal(material: Material) -> Sheet | None:
-    coupling = material.coupling
-    if coupling is None:
-        return None
-    chance = _chances(material, "alignment/chance").get(coupling)
-    heats = entry_heats(material, "alignment/diagonal", coupling, chance)
-    how = (
-        f"{STEPS} Index of the singular vector downwards, 1 belongs to the largest singular value. "
-        "Colour: absolute inner product of the two vectors of that index, which meet in this "
-        f"coupling; the dashed line across the colours is {CHANCE}"
-        f"{_level(chance)}. {MEAN} {GREY} The coupling shown is the one whose score changed most "
-        "(last minus first, absolute, mean over trials)."
-    )
-    title = f"Alignment of neighbouring layers: {coupling.replace('->', ' → ')}"
-    return heat_sheet(
-        "alignment_diagonal", title, how, heats, "absolute inner product", row="index",
-        chance=chance,
+    return _entries(
+        material, "alignment/diagonal", material.coupling,
+        name="alignment_diagonal", title="Alignment of neighbouring layers",
+        label="absolute inner product",
+        colour="absolute inner product of the two vectors of that index, which meet in this "
+        "coupling",
+        choice=COUPLING_CHOICE,
     )  # fmt: skip
 
 
@@ -136,35 +131,26 @@ def _alignment(material: Material) -> Sheet | None:
 
 
 def _alignment_lines(material: Material, by: str | None) -> Sheet | None:
-    table = material.metric("alignment")
-    pairs = [(s, "alignment") for s in dict.fromkeys(table["subject"].to_pylist()) if "[" not in s]
+    pairs = [(s, "alignment") for s in whole_subjects(material.metric("alignment"))]
     how = (
         f"{STEPS} One panel per coupling, each with a value axis of its own. {SEEDS} Black dashes: "
         f"{CHANCE}."
     )
-    title = "Alignment score over steps" + (f", by {by}" if by else "")
-    chances = _chances(material, "alignment/chance")
-    name = f"alignment_lines{_suffix(by)}"
+    levels = chance_levels(material.metric("alignment/chance"))
+    chances = {pair: levels.get(pair[0], ()) for pair in pairs}
+    name, title = _named("alignment_lines", "Alignment score over steps", by)
     return metric_sheet(material, name, title, how, pairs, by, chances=chances)
 
 
 def _agreement(material: Material) -> Sheet | None:
-    matrix = material.matrix
-    if matrix is None:
-        return None
-    chance = _chances(material, "agreement/chance").get(matrix)
-    heats = entry_heats(material, "agreement/final", matrix, chance)
-    how = (
-        f"{STEPS} Index of the singular vectors downwards, 1 belongs to the largest singular "
-        "value. Colour: absolute product of the inner products of the left and of the right "
-        "vector with those of the same index at the last snapshot; 1 at the last step by "
-        f"definition; the dashed line across the colours is {CHANCE}"
-        f"{_level(chance)}. {MEAN} {GREY} {CHOICE}"
-    )
-    title = f"Agreement of singular vectors with the last snapshot: {matrix}"
-    return heat_sheet(
-        "agreement", title, how, heats, "agreement", row="index", whole=True, chance=chance
-    )
+    return _entries(
+        material, "agreement/final", material.matrix,
+        name="agreement", title="Agreement of singular vectors with the last snapshot",
+        label="agreement", whole=True,
+        colour="absolute product of the inner products of the left and of the right vector with "
+        "those of the same index at the last snapshot; 1 at the last step by definition",
+        choice=CHOICE,
+    )  # fmt: skip
 
 
 def _agreement_scores(material: Material) -> Sheet | None:
@@ -179,11 +165,74 @@ def _agreement_scores(material: Material) -> Sheet | None:
     )
 
 
-def _level(chance: float | None) -> str:
-    return "" if chance is None else f" ({chance:.2g})"
+def _update_share(material: Material, by: str | None) -> Sheet | None:
+    pairs = [(s, UPDATE_SHARE) for s in whole_subjects(material.metric(UPDATE_SHARE))]
+    how = (
+        f"{UPDATES} Drawn: the share of its squared Frobenius norm inside the first ten left and "
+        "right singular directions of the weights before it. One panel per matrix, each with a "
+        f"value axis of its own, logarithmic where all shares are positive. {SEEDS} Black dashes: "
+        "the level that an update of independent normal entries would have on average."
+    )
+    chance = material.metric(f"{UPDATE_SHARE}_chance")
+    levels = chance_levels(chance)
+    chances = {pair: levels.get(pair[0], ()) for pair in pairs}
+    values = zip(chance["subject"].to_pylist(), chance["value"].to_pylist(), strict=True)
+    fewer = sum(value is not None and value < levels[subject][-1] for subject, value in values)
+    notes = [f"{fewer} chance levels of shares of fewer directions, which are lower"] * (fewer > 0)
+    name, title = _named("update_share", "Share of the update inside the leading directions", by)
+    return metric_sheet(material, name, title, how, pairs, by, chances=chances, notes=notes)
+
+
+def _update_ranks(material: Material, by: str | None) -> Sheet | None:
+    pairs = [(s, UPDATE_RANK) for s in whole_subjects(material.metric(UPDATE_RANK))]
+    how = (
+        f"{UPDATES} Drawn: its effective rank, divided by the smaller side. One panel per matrix. "
+        f"{SEEDS}"
+    )
+    name, title = _named("update_rank", "Normalised effective rank of the update", by)
+    return metric_sheet(material, name, title, how, pairs, by)
+
+
+def _operators(material: Material, by: str | None) -> Sheet | None:
+    pairs = [(s, OPERATOR_RANK) for s in whole_subjects(material.metric(OPERATOR_RANK))]
+    how = (
+        f"{STEPS} Effective rank, divided by the smaller side, of the linear operator that a "
+        "convolution is on its grid with circular padding. One panel per convolution. "
+        f"{SEEDS} Dotted, where `ranks` was measured: the mean of the same number of the weight, "
+        "flattened to a matrix with a row per output channel."
+    )
+    name, title = _named("operators", "Normalised effective rank of convolutions as operators", by)
+    ranked = material.metric(NORMALISED_RANK).num_rows > 0
+    beside = (NORMALISED_RANK, "flattened weight") if ranked else None
+    return metric_sheet(material, name, title, how, pairs, by, beside=beside)
+
+
+def _entries(
+    material: Material,
+    quantity: str,
+    subject: str | None,
+    *,
+    name: str,
+    title: str,
+    label: str,
+    colour: str,
+    choice: str,
+    whole: bool = False,
+) -> Sheet | None:
+    """A quantity of the subject that is shown, index by step, with its chance level."""
+    if subject is None:
+        return None
+    chance = _chances(material, f"{quantity.split('/')[0]}/chance").get(subject)
+    heats = entry_heats(material, quantity, subject, chance)
+    level = "" if chance is None else f" ({chance:.2g})"
+    how = (
+        f"{STEPS} Index of the singular vectors downwards, 1 belongs to the largest singular "
+        f"value. Colour: {colour}; the dashed line across the colours is {CHANCE}{level}. {MEAN} "
+        f"{GREY} {choice}"
+    )
+    title = f"{title}: {subject.replace('->', ' → ')}"
+    return heat_sheet(name, title, how, heats, label, row="index", whole=whole, chance=chance)
 
 
 def _chances(material: Material, metric: str) -> dict[str, float]:
-    table = material.metric(metric)
-    columns = (table["subject"].to_pylist(), table["value"].to_pylist())
-    return {name: value for name, value in zip(*columns, strict=True) if value is not None}
+    return chances_of(material.metric(metric))

@@ -11,7 +11,7 @@ from orchestrator import figures_draw as draw
 from orchestrator import lines
 from orchestrator.aggregate import NORMALISED_RANK
 from orchestrator.columns import only
-from orchestrator.figures_data import HIDDEN
+from orchestrator.figures_data import HIDDEN, whole_subjects
 from orchestrator.figures_final import draw_finals, finals, finals_table
 from orchestrator.figures_panels import (
     CHOICE,
@@ -156,9 +156,8 @@ def _name_indices(ax: Axes, trial_id: str) -> int:
 def finals_sheet(material: Material, parameter: str) -> Sheet | None:
     """The last step against a parameter: a panel per matrix, every seed a point."""
     table = material.metric(NORMALISED_RANK)
-    subjects = list(dict.fromkeys(table["subject"].to_pylist()))
-    whole = [subject for subject in subjects if "[" not in subject] or subjects
-    found = finals(material.trials, only(table, "subject", whole), parameter, material.parameters)
+    table = only(table, "subject", whole_subjects(table))
+    found = finals(material.trials, table, parameter, material.parameters)
     if not found:
         return None
     notes = []

@@ -30,10 +30,18 @@ SEEDS = (
     "Thin lines: one trial each (dashed with a cross: it diverged or was pruned); thick lines: the "
     "mean over the completed seeds of a configuration."
 )
+UPDATES = (
+    f"{STEPS} The update at a step is what was added to a matrix since the snapshot before; "
+    "snapshots need not be equally far apart."
+)
 GREY = "Grey: no number, in at least one of the seeds."
 CHOICE = (
     "The matrix shown is the one whose normalised effective rank changed most (last minus first, "
     "absolute, mean over trials)."
+)
+COUPLING_CHOICE = (
+    "The coupling shown is the one whose score changed most (last minus first, absolute, mean over "
+    "trials)."
 )
 MEAN = "Each heat map is one configuration: the mean over its completed seeds, as its title says."
 CHANCE = "the level that random vectors would have on average"
@@ -138,8 +146,11 @@ def grid_of(chosen: Sequence[tuple[Configuration, Any]], columns: int) -> tuple[
 
 
 def label_bottom(grid: Sequence[Axes], label: str, columns: int) -> None:
-    """The label of the common axis, under the lowest panel of each column."""
-    for ax in grid[-columns:]:
+    """The label of the common axis under the panels of the last row.
+
+    The figure's own label would lie under a legend that stands outside the panels.
+    """
+    for ax in grid[(len(grid) - 1) // columns * columns :]:
         ax.set_xlabel(label, fontsize=7)
 
 

@@ -1,10 +1,10 @@
-"""Lines made of several rows: pruned models beside the full one, first and last indices."""
+"""Lines of several kinds on one axes: pruned models beside the full one, first and last indices."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +25,7 @@ def pruned_series(scalars: pa.Table, metric: str) -> tuple[Series, dict[str, str
         scalars: rows of the metric and of its pruned variants, of one split.
         metric: for example ``loss``.
     """
-    rows: dict[str, dict[str, dict[int, float]]] = {}
-    names = ("metric", "trial_id", "step", "value", "flag")
-    for name, trial_id, step, value, flag in zip(
-        *(scalars.column(column).to_pylist() for column in names), strict=True
-    ):
-        number = math.nan if value is None or flag in HIDDEN else value
-        rows.setdefault(name, {}).setdefault(trial_id, {})[step] = number
+    rows = _by_metric(scalars)
     kept = [found for name in sorted(rows) if (found := _KEPT.fullmatch(name))]
     fractions = sorted({found["fraction"] for found in kept}, key=float, reverse=True)
     series: Series = {FULL: _lines(rows.get(metric, {}))}
@@ -48,6 +42,18 @@ def pruned_series(scalars: pa.Table, metric: str) -> tuple[Series, dict[str, str
 
 
 _KEPT = re.compile(r".+/kept_(?P<end>top|bottom)_(?P<fraction>[0-9.e-]+)")
+
+
+def named_series(scalars: pa.Table, names: Mapping[str, str]) -> tuple[Series, dict[str, str]]:
+    """A line per metric, by its name in the legend, and their colours; at most two metrics.
+
+    Args:
+        scalars: rows of one subject.
+        names: metric -> what its line is called; a metric without rows has none.
+    """
+    rows = _by_metric(scalars)
+    series = {name: _lines(rows[metric]) for metric, name in names.items() if metric in rows}
+    return series, dict(zip(series, _COLOURS.values(), strict=False))
 
 
 def settling_series(spectra: pa.Table) -> tuple[Series, dict[str, str]]:
@@ -76,6 +82,18 @@ def settling_series(spectra: pa.Table) -> tuple[Series, dict[str, str]]:
             rows[name].setdefault(trial_id, {})[step] = known.mean() if shown else math.nan
     colours = dict(zip(parts, (_COLOURS["top"], _COLOURS["bottom"]), strict=False))
     return {name: _lines(of_trial) for name, of_trial in rows.items()}, colours
+
+
+def _by_metric(scalars: pa.Table) -> dict[str, dict[str, dict[int, float]]]:
+    """Metric -> trial_id -> step -> value; NaN: nothing to show."""
+    rows: dict[str, dict[str, dict[int, float]]] = {}
+    names = ("metric", "trial_id", "step", "value", "flag")
+    for name, trial_id, step, value, flag in zip(
+        *(scalars.column(column).to_pylist() for column in names), strict=True
+    ):
+        number = math.nan if value is None or flag in HIDDEN else value
+        rows.setdefault(name, {}).setdefault(trial_id, {})[step] = number
+    return rows
 
 
 def _lines(rows: dict[str, dict[int, float]]) -> dict[str, tuple[Sequence[int], Sequence[float]]]:

@@ -12,11 +12,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from orchestrator import figures_draw as draw
 from orchestrator import lines
 from orchestrator.columns import only
-from orchestrator.figures_data import HIDDEN, Configuration, Heat, scalar_heat, spectrum_heat
+from orchestrator.figures_data import (
+    HIDDEN,
+    Configuration,
+    Heat,
+    scalar_heat,
+    spectrum_heat,
+    whole_subjects,
+)
 from orchestrator.figures_panels import (
     COLUMNS,
     MAX_PANELS,
@@ -100,9 +108,7 @@ def scalar_heats(
 ) -> list[Heat]:
     """A metric of the whole matrices or couplings, a heat map per shown configuration."""
     table = material.metric(metric)
-    subjects = dict.fromkeys(table["subject"].to_pylist())
-    whole = [subject for subject in subjects if "[" not in subject] or list(subjects)
-    table = only(table, "subject", whole)
+    table = only(table, "subject", whole_subjects(table))
     return [scalar_heat(table, each, chances) for each in material.shown]
 
 
@@ -126,8 +132,10 @@ def metric_sheet(
     by: str | None,
     *,
     own: bool = False,
-    chances: Mapping[str, float] | None = None,
+    chances: Mapping[tuple[str, str], Sequence[float]] | None = None,
+    beside: tuple[str, str] | None = None,
     columns: int = COLUMNS,
+    notes: Sequence[str] = (),
 ) -> Sheet | None:
     """A panel per (subject, metric), every trial a line coloured by the level of a parameter.
 
@@ -139,17 +147,19 @@ def metric_sheet(
         pairs: subject and metric of each panel.
         by: the parameter; None: one colour.
         own: whether these are metrics of the task's own.
-        chances: subject -> its chance level, a dashed line.
+        chances: panel -> its chance levels, a dashed line each.
+        beside: another metric whose means are dotted, and what it is of.
         columns: panels side by side.
+        notes: what else was left out.
     """
     rows_of = material.task_metric if own else material.metric
     tables = {pair: rows_of(metric, subject) for pair in pairs for subject, metric in [pair]}
     pairs = [pair for pair in pairs if tables[pair].num_rows]
     if not pairs:
         return None
-    notes = []
+    counted = [*notes]
     if len(pairs) > MAX_PANELS:
-        notes.append(f"{len(pairs) - MAX_PANELS} of {len(pairs)} panels left out")
+        counted.append(f"{len(pairs) - MAX_PANELS} of {len(pairs)} panels left out")
         pairs = pairs[:MAX_PANELS]
     trials = material.trials.select(
         list(dict.fromkeys(["trial_id", "config_id", "seed", "status", *([by] if by else [])]))
@@ -158,14 +168,17 @@ def metric_sheet(
     known = lines.drawable(trials.filter(pc.is_in(trials["trial_id"], value_set=have)))
     chosen = few_of(known, by)
     if chosen.num_rows < known.num_rows:
-        notes.append(f"{chosen.num_rows} of {known.num_rows} trials drawn; means are over all")
+        counted.append(f"{chosen.num_rows} of {known.num_rows} trials drawn; means are over all")
     figure, grid = panels(len(pairs), 2.1, columns=columns)
     drawn: dict[str, Axes] = {}
     single = len({metric for _, metric in pairs}) == 1
     for ax, (subject, metric) in zip(grid, pairs, strict=True):
         lines.draw_metric(ax, trials, tables[subject, metric], by, chosen)
-        if chances and subject in chances:
-            draw.draw_chance(ax, chances[subject])
+        if beside is not None:
+            table = rows_of(beside[0], subject)
+            lines.draw_means(ax, trials, table, by, chosen, ":", beside[1])
+        for level in (chances or {}).get((subject, metric), ()):
+            draw.draw_chance(ax, level)
         ax.set_title(literal(wrapped(draw.short(subject))), fontsize=8)
         if not single:
             ax.set_ylabel(literal(AXIS_LABELS.get(metric, metric)), fontsize=7)
@@ -175,16 +188,17 @@ def metric_sheet(
         figure.supylabel(literal(AXIS_LABELS.get(pairs[0][1], pairs[0][1])), fontsize=8)
     label_bottom(grid, STEP_LABEL, columns)
     figure.suptitle(literal(title), fontsize=10)
-    if by is not None:
-        handles = lines.legend_of(trials, known, by)
+    handles = [] if by is None else lines.legend_of(trials, known, by)
+    if beside is not None:
+        handles += [Line2D([], [], color="black", lw=1.8, ls=":", label=f"{beside[1]}, mean")]
+    if handles:
         figure.legend(
-            handles=handles, title=literal(by), loc="outside lower center", ncols=4, fontsize=7,
-            title_fontsize=8,
+            handles=handles, title=None if by is None else literal(by), title_fontsize=8,
+            loc="outside lower center", ncols=4, fontsize=7,
         )  # fmt: skip
     rows = pa.concat_tables(tables[pair] for pair in pairs)
-    notes = [*hidden_of(rows), *notes]
     numbers = draw.lines_table(drawn, trials)
-    return Sheet(name, title, how, figure, numbers, notes)
+    return Sheet(name, title, how, figure, numbers, [*hidden_of(rows), *counted])
 
 
 def series_sheet(

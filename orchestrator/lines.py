@@ -27,6 +27,9 @@ from orchestrator.comparable import level_of, level_order
 from orchestrator.figures_text import literal, shorter
 from orchestrator.schemas import RESULTS
 
+OPERATOR_RANK = "operator_effective_rank/normalised"
+UPDATE_RANK = "update_effective_rank/normalised"
+UPDATE_SHARE = "update_share/top_10"
 AXIS_LABELS = {
     "loss": "loss",
     "error": "error (fraction of examples)",
@@ -35,10 +38,14 @@ AXIS_LABELS = {
     "stable_rank": "stable rank (directions)",
     "norm/frobenius": "Frobenius norm (weight units)",
     "norm/spectral": "spectral norm (weight units)",
+    UPDATE_SHARE: "share in the first 10 directions",
+    UPDATE_RANK: "update: effective rank / full rank",
+    OPERATOR_RANK: "operator: effective rank / full rank",
 }
 STEP_LABEL = "optimiser step (linear to 1, then logarithmic)"
 MAX_LEGEND = 12
-_LOGARITHMIC = ("loss", "norm/frobenius", "norm/spectral")
+_LOGARITHMIC = ("loss", "norm/frobenius", "norm/spectral", UPDATE_SHARE)
+_TO_ONE = ("error", NORMALISED_RANK, UPDATE_RANK, OPERATOR_RANK)
 _DRAWN = (*RESULTS, "running")
 # Okabe & Ito (2008), told apart under every common colour blindness; their yellow is too light
 _CATEGORIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -154,34 +161,70 @@ def draw_metric(
     for row in columns.to_pylist():
         value = row["value"] if row["flag"] is None and row["value"] is not None else math.nan
         curves.setdefault(row["trial_id"], []).append((row["step"], value))
-    levels = [None] if by is None else levels_of(trials, by)
-    colours = dict(zip(levels, _colours(levels), strict=True))
-    of_config: dict[str, Any] = {}
+    colour_of = _colours_of(trials, chosen, by)
     for row in chosen.to_pylist():
-        colour = of_config[row["config_id"]] = colours[None if by is None else level_of(row[by])]
         if row["trial_id"] not in curves:
             continue
         x, y = zip(*sorted(curves[row["trial_id"]]), strict=True)
+        colour = colour_of[row["config_id"]]
         (line,) = ax.plot(x, y, color=colour, lw=0.8, alpha=0.7, gid=row["trial_id"])
+        if len(x) == 1:  # such as a test split that is evaluated at the end
+            line.set(marker=".")
         if row["status"] in ("diverged", "pruned"):
             line.set(linestyle="--", marker="x", markersize=5)
             line.set_markevery(np.flatnonzero(np.isfinite(y))[-1:].tolist())  # where it ended
-    means: dict[str, list[tuple[int, float]]] = {}
-    of_config_ids = pc.is_in(trials.column("config_id"), value_set=chosen.column("config_id"))
-    for row in over_seeds(trials.filter(of_config_ids), scalars).to_pylist():
-        mean = math.nan if row["n_flagged"] else row["mean"]
-        means.setdefault(row["config_id"], []).append((row["step"], mean))
-    for config_id, points in means.items():
-        x, y = zip(*points, strict=True)
-        ax.plot(x, y, color=of_config[config_id], lw=1.8, gid=config_id)
+    draw_means(ax, trials, scalars, by, chosen)
     _step_axis(ax)
     metric = scalars.column("metric")[0].as_py() if scalars.num_rows else ""
     drawn = np.concatenate([line.get_ydata() for line in ax.lines] or [np.zeros(0)])
     drawn = drawn[np.isfinite(drawn)]
     if metric in _LOGARITHMIC and drawn.size and drawn.min() > 0:
         ax.set_yscale("log")
-    elif metric in ("error", NORMALISED_RANK):
+    elif metric in _TO_ONE:
         ax.set_ylim(-0.02, 1.02 * drawn.max(initial=1.0))
+
+
+def draw_means(
+    ax: Axes,
+    trials: pa.Table,
+    scalars: pa.Table,
+    by: str | None,
+    chosen: pa.Table,
+    style: str = "-",
+    series: str | None = None,
+) -> None:
+    """The thick lines of `draw_metric`: the mean of each configuration over its completed seeds.
+
+    Args:
+        ax: see `draw_metric`; likewise the next four.
+        trials: likewise.
+        scalars: likewise.
+        by: likewise.
+        chosen: likewise.
+        style: of the lines.
+        series: what they are of, where the axes have lines of something else: a part of their gid.
+    """
+    means: dict[str, list[tuple[int, float]]] = {}
+    of_config_ids = pc.is_in(trials.column("config_id"), value_set=chosen.column("config_id"))
+    for row in over_seeds(trials.filter(of_config_ids), scalars).to_pylist():
+        mean = math.nan if row["n_flagged"] else row["mean"]
+        means.setdefault(row["config_id"], []).append((row["step"], mean))
+    colour_of = _colours_of(trials, chosen, by)
+    for config_id, points in means.items():
+        x, y = zip(*points, strict=True)
+        gid = config_id if series is None else f"{config_id} {series}"
+        ax.plot(x, y, color=colour_of[config_id], lw=1.8, ls=style, gid=gid)
+
+
+def _colours_of(trials: pa.Table, chosen: pa.Table, by: str | None) -> dict[str, Any]:
+    """The colour of each configuration among the chosen trials."""
+    levels = [None] if by is None else levels_of(trials, by)
+    colours = dict(zip(levels, _colours(levels), strict=True))
+    values = [None] * chosen.num_rows if by is None else map(level_of, chosen[by].to_pylist())
+    return {
+        config_id: colours[value]
+        for config_id, value in zip(chosen["config_id"].to_pylist(), values, strict=True)
+    }
 
 
 def legend_of(trials: pa.Table, counted: pa.Table, by: str) -> list[Line2D]:

@@ -47,7 +47,8 @@ def sweep_figures(
     """The figures written at the end of a sweep, by name (fit for a file name).
 
     For each of `parameters` with at least two levels, or once without colours if there is none:
-    ``error_by_<parameter>`` (``loss_…`` for a task without an error), train beside val;
+    ``error_by_<parameter>`` (``loss_…`` for a task without an error), train beside val and any
+    other split;
     ``normalised_rank_by_<parameter>``, a panel per matrix (heads are left out if there would be
     more than 12 panels); ``singular_values_by_<parameter>``, a panel per level with the
     smallest seed, of the matrix whose normalised rank changed most over the trials' mean. A figure
@@ -66,13 +67,19 @@ def sweep_figures(
     for by in colourings:
         suffix = "" if by is None else f"_by_{untaken(slug(by), slugs)}"
         metric = "error" if pc.any(pc.equal(scalars.column("metric"), "error")).as_py() else "loss"
-        splits = pa.concat_tables([rows_of(scalars, metric, split) for split in ("train", "val")])
-        figures[metric + suffix] = _panels(trials, splits, metric, by)
+        figures[metric + suffix] = _panels(trials, _by_split(scalars, metric), metric, by)
         figures["normalised_rank" + suffix] = _panels(trials, of_rank, NORMALISED_RANK, by)
         if chosen is not None:
             others = [name for name in swept if name != by]
             figures["singular_values" + suffix] = _spectra(trials, spectra, chosen, by, others)
     return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+def _by_split(scalars: pa.Table, metric: str) -> pa.Table:
+    """The rows of a metric of the task: train, val, then any other split."""
+    found = rows_of(scalars, metric)
+    splits = dict.fromkeys(["train", "val", *pc.unique(found["subject"]).to_pylist()])
+    return pa.concat_tables([rows_of(found, metric, split) for split in splits])
 
 
 def _panels(trials: pa.Table, scalars: pa.Table, metric: str, by: str | None) -> Figure | None:

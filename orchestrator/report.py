@@ -28,6 +28,7 @@ from orchestrator.figures_data import Configuration, configurations, most_change
 from orchestrator.figures_kinds import makers
 from orchestrator.figures_panels import Material, Sheet, shown_of
 from orchestrator.figures_text import untaken, without_glyph_warnings
+from orchestrator.lines import OPERATOR_RANK, UPDATE_RANK, UPDATE_SHARE
 from orchestrator.report_files import FIGURES, PAGE, replace, require_ours
 from orchestrator.report_page import Image, Section, Table, page
 from orchestrator.results import Results
@@ -43,7 +44,11 @@ FINE = 220
 """Of what vector files hold as pixels: heat maps of many cells, lines by the hundred."""
 _AT_ONCE = 64  # trials whose rows are read at once
 _QUANTITIES = ("singular_values", "alignment/diagonal", "agreement/final")
-_METRICS = (NORMALISED_RANK, "alignment", "alignment/chance", "agreement/final", "agreement/chance")
+_METRICS = (
+    NORMALISED_RANK,
+    *("alignment", "alignment/chance", "agreement/final", "agreement/chance"),
+    *(UPDATE_SHARE, f"{UPDATE_SHARE}_chance", UPDATE_RANK, OPERATOR_RANK),
+)
 
 _CANVASES = {"png": FigureCanvasAgg, "pdf": FigureCanvasPdf, "svg": FigureCanvasSVG}
 _DATES = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}

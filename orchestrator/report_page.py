@@ -34,6 +34,7 @@ p, li { max-width: 48rem; }
 nav ul { columns: 2 20rem; padding-left: 1.2rem; }
 .dim { color: var(--dim); font-size: 0.9rem; }
 .wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
+.wide + .wide { margin-top: 1rem; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.25rem 0.75rem 0.25rem 0; border-bottom: 1px solid var(--rule);
   vertical-align: top; white-space: pre-wrap; }

@@ -1,6 +1,7 @@
 """A small store whose trials measured every group, with values that are formulas.
 
-Two matrices, one coupling, four indices, pruned models; `value` and `entry` are the truth.
+Two matrices, one coupling, twelve indices, pruned models, updates, operators; `value` and `entry`
+are the truth.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ MATRICES = ("layers.0.a", "layers.0.b")
 COUPLING = "layers.0.a->layers.0.b"
 RANK = "effective_rank/normalised"
 SINGULAR = 12
-CHANCES = {"alignment/chance": 0.25, "agreement/chance": 0.125}
+SHARE = "update_share/top_10"
+UPDATE_RANK = "update_effective_rank/normalised"
+OPERATOR_RANK = "operator_effective_rank/normalised"
+CHANCES = {"alignment/chance": 0.25, "agreement/chance": 0.125, f"{SHARE}_chance": 0.0625}
 
 
 def value(metric: str, subject: str, step: int, decay: float, seed: int) -> float:
@@ -73,12 +77,17 @@ def rows(
         if "pruned" in groups and step in (0, 100):
             kept = ("loss/kept_top_0.5", "loss/kept_bottom_0.5")
             scalars += [scalar(m, s, step) for s in ("train", "val") for m in kept]
+        if "update" in groups and step:
+            names = (SHARE, f"{SHARE}_chance", UPDATE_RANK)
+            scalars += [scalar(m, s, step) for s in MATRICES for m in names]
+        if "operator" in groups:
+            scalars += [scalar(OPERATOR_RANK, s, step) for s in MATRICES]
         buffer.scalars(of.trial_id, step, scalars)
         buffer.spectra(of.trial_id, step, spectra)
     return buffer
 
 
-ALL = ("ranks", "spectrum", "alignment", "agreement", "pruned")
+ALL = ("ranks", "spectrum", "alignment", "agreement", "pruned", "update", "operator")
 
 
 def trial(decay: float, seed: int, **more: Any) -> FakeTrial:

@@ -1,5 +1,7 @@
 """Small tables for tests, row by row."""
 
+import math
+
 import pyarrow as pa
 
 from orchestrator.schemas import SCALARS, SPECTRA
@@ -40,3 +42,16 @@ def spectra_table(*rows):
         entry = dict(zip(names, row, strict=False))
         filled.append({"bounds": [1e-9] * len(row[3]), **entry, "quantity": "singular_values"})
     return pa.Table.from_pylist(filled, SPECTRA)
+
+
+def two_levels():
+    """weight_decay 0 and 1, two seeds each; the last diverged after its first row."""
+    trials = trials_table(
+        ("t0", "c0", 0, "completed"),
+        ("t1", "c1", 0, "completed"),
+        ("t2", "c0", 1, "completed"),
+        ("t3", "c1", 1, "diverged"),
+        weight_decay=[0.0, 1.0, 0.0, 1.0],
+    )
+    values = {"t0": [1.0, 0.8], "t1": [1.0, 0.1], "t2": [0.9, 0.6], "t3": [0.7, math.nan]}
+    return trials, values

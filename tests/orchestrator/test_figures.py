@@ -7,13 +7,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from orchestrator import Results
 from orchestrator.aggregate import t_interval
 from orchestrator.errors import QueryError
-from orchestrator.figures_data import configurations, most_changed, scalar_heat, visible
+from orchestrator.figures_data import (
+    chance_levels,
+    configurations,
+    most_changed,
+    scalar_heat,
+    visible,
+)
 from orchestrator.figures_draw import CHANCE, short
 from orchestrator.figures_final import Final, draw_finals, finals, finals_table
 from orchestrator.figures_sheets import heat_sheet
@@ -24,15 +29,19 @@ from tests.measured import (
     CHANCES,
     COUPLING,
     MATRICES,
+    OPERATOR_RANK,
     RANK,
+    SHARE,
     SINGULAR,
     STEPS,
+    UPDATE_RANK,
     entry,
     measured,
     trial,
     trials,
     value,
 )
+from tests.orchestrator.drawn import heat_in, lines_in
 from tests.orchestrator.tables import curve, scalars_table, trials_table
 
 
@@ -44,16 +53,6 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(root):
     return Results.open(root)
-
-
-def heat_in(ax):
-    """The numbers of a heat map (rows, steps); NaN where it is grey."""
-    [mesh] = [c for c in ax.collections if isinstance(c, QuadMesh)]
-    return np.ma.filled(mesh.get_array(), np.nan)
-
-
-def lines_in(ax):
-    return {line.get_gid(): line.get_ydata() for line in ax.lines if line.get_gid()}
 
 
 # --- heat maps ------------------------------------------------------------------------------
@@ -204,6 +203,65 @@ def test_settling_compares_the_first_ten_indices_with_the_last_ten(results):
             np.mean([entry(i, s, 1.0, 1) for i in indices if (i, s) != (3, 10)]) for s in STEPS
         ]
         np.testing.assert_allclose(drawn[f"{trial_id} {name}"], truth)
+
+
+def lines_of_seeds(decay, metrics):
+    """gid -> values of a configuration's lines; `metrics`: name -> (metric, subject, steps)."""
+    truth = {}
+    for name, (metric, subject, steps) in metrics.items():
+        seeds = [[value(metric, subject, s, decay, seed) for s in steps] for seed in (0, 1)]
+        truth |= {f"{trial(decay, seed).trial_id} {name}": seeds[seed] for seed in (0, 1)}
+        truth[f"{trial(decay, 0).config_id} {name}"] = np.mean(seeds, axis=0)
+    return truth
+
+
+def test_updates_draw_the_share_and_the_rank_of_every_seed_and_the_chance_of_the_share(results):
+    """At step 0 there is no update."""
+    ax = results.plot.updates(MATRICES[0], configuration={"weight_decay": 1.0})
+
+    drawn = lines_in(ax)
+    assert set(drawn.pop(CHANCE)) == {CHANCES[f"{SHARE}_chance"]}
+    names = {
+        "share in the first 10 directions": (SHARE, MATRICES[0], STEPS[1:]),
+        "effective rank / full rank": (UPDATE_RANK, MATRICES[0], STEPS[1:]),
+    }
+    truth = lines_of_seeds(1.0, names)
+    assert drawn.keys() == truth.keys()
+    for gid, values in truth.items():
+        np.testing.assert_allclose(drawn[gid], values, rtol=1e-12)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == list(names)
+    assert ax.get_title() == f"{MATRICES[0]}, weight_decay = 1.0, seeds 0, 1"
+
+
+def test_operators_draw_a_convolution_as_operator_beside_its_flattened_weight(results):
+    """Without a name the one whose rank as an operator changed most, which is the second."""
+    ax = results.plot.operators(configuration={"weight_decay": 1.0})
+
+    names = {
+        "linear operator": (OPERATOR_RANK, MATRICES[1], STEPS),
+        "flattened weight": (RANK, MATRICES[1], STEPS),
+    }
+    drawn, truth = lines_in(ax), lines_of_seeds(1.0, names)
+    assert drawn.keys() == truth.keys()
+    for gid, values in truth.items():
+        np.testing.assert_allclose(drawn[gid], values, rtol=1e-12)
+
+
+def test_an_operator_stands_alone_where_ranks_were_not_measured(tmp_path):
+    root = measured(tmp_path / "small", groups=["operator"])
+
+    ax = Results.open(root).plot.operators()
+
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["linear operator"]
+
+
+def test_a_chance_level_is_the_highest_of_each_trial_and_every_level_is_kept_once():
+    """t0 has fewer directions at step 0; t1 has the same shapes; t2 is wider."""
+    rows = [("t0", 0, 0.01), ("t0", 1, 0.25), ("t1", 0, 0.25), ("t2", 0, 0.125), ("t2", 1, None)]
+
+    table = scalars_table(*[(t, step, "a", "chance", level) for t, step, level in rows])
+
+    assert chance_levels(table) == {"a": [0.125, 0.25]}
 
 
 def test_an_alignment_score_is_drawn_with_its_chance_level(results):
@@ -365,6 +423,8 @@ def test_of_a_thousand_levels_twelve_are_named_and_all_are_drawn():
         ("settling", (), "quantity", "agreement/final", "agreement"),
         ("pruned_losses", (), "metric", "loss/kept_top_0.5", "pruned"),
         ("final_rank_by", ("weight_decay",), "metric", RANK, "ranks"),
+        ("updates", (), "metric", UPDATE_RANK, "update"),
+        ("operators", (), "metric", OPERATOR_RANK, "operator"),
     ],
 )
 def test_what_was_not_measured_is_an_error_that_names_the_measurement(

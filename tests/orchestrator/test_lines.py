@@ -1,49 +1,25 @@
 """What is drawn is what is in the table: lines are read back from the axes, never from pixels."""
 
-import math
-
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from orchestrator.lines import metric_over_steps, singular_values
-from tests.orchestrator.tables import curve, scalars_table, spectra_table, trials_table
+from tests.orchestrator.drawn import legend_of, lines_of
+from tests.orchestrator.tables import (
+    curve,
+    scalars_table,
+    spectra_table,
+    trials_table,
+    two_levels,
+)
 
 RANK = "effective_rank/normalised"
 
 
-def two_levels():
-    """weight_decay 0 and 1, two seeds each; the last diverged after its first row."""
-    trials = trials_table(
-        ("t0", "c0", 0, "completed"),
-        ("t1", "c1", 0, "completed"),
-        ("t2", "c0", 1, "completed"),
-        ("t3", "c1", 1, "diverged"),
-        weight_decay=[0.0, 1.0, 0.0, 1.0],
-    )
-    values = {"t0": [1.0, 0.8], "t1": [1.0, 0.1], "t2": [0.9, 0.6], "t3": [0.7, math.nan]}
-    return trials, values
-
-
-def lines_of(ax):
-    """gid -> (xdata, ydata) of every line."""
-    return {
-        line.get_gid(): (
-            np.asarray(line.get_xdata()).tolist(),
-            np.asarray(line.get_ydata()).tolist(),
-        )
-        for line in ax.lines
-    }
-
-
 def colours_of(ax):
     return {line.get_gid(): to_hex(line.get_color()) for line in ax.lines}
-
-
-def legend_of(holder):
-    (legend,) = [holder.get_legend()] if hasattr(holder, "get_legend") else holder.legends
-    return legend.get_title().get_text(), [text.get_text() for text in legend.get_texts()]
 
 
 def test_every_seed_is_drawn_and_so_is_the_mean_of_completed_ones():

@@ -8,8 +8,14 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from orchestrator.plots import few_of, sweep_figures
-from tests.orchestrator.tables import curve, scalars_table, spectra_table, trials_table
-from tests.orchestrator.test_lines import legend_of, lines_of, two_levels
+from tests.orchestrator.drawn import legend_of, lines_of
+from tests.orchestrator.tables import (
+    curve,
+    scalars_table,
+    spectra_table,
+    trials_table,
+    two_levels,
+)
 
 RANK = "effective_rank/normalised"
 
@@ -82,6 +88,21 @@ def test_a_sweep_of_one_configuration_has_figures_without_colours():
 
     assert list(figures) == ["error", "normalised_rank", "singular_values"]
     assert figures["error"].legends == []
+
+
+def test_every_split_has_a_panel_after_train_and_val():
+    """A split that was evaluated once has a point."""
+    trials = trials_table(("t0", "c0", 0, "completed"))
+    rows = [row for s in ("test", "val", "train") for row in curve("t0", [0.5, 0.25], s)]
+
+    figures = sweep_figures(
+        trials, scalars_table(*rows, *curve("t0", [0.125], "shifted")), spectra_table(), []
+    )
+
+    axes = figures["error"].axes
+    assert [ax.get_title() for ax in axes] == ["train", "val", "test", "shifted"]
+    assert {line.get_marker() for line in axes[2].lines} == {"None"}
+    assert "." in {line.get_marker() for line in axes[3].lines}
 
 
 def test_a_figure_without_data_is_not_made():

@@ -17,7 +17,7 @@ import pytest
 from orchestrator import Results
 from orchestrator.cli import app
 from orchestrator.errors import QueryError, StoreError, SweepError, UserError
-from orchestrator.figures_kinds import makers
+from orchestrator.figures_draw import CHANCE
 from orchestrator.report import formats_of, material_of, write
 from orchestrator.report_files import replace, require_ours
 from orchestrator.report_page import GENERATOR, Section, Table, page
@@ -25,8 +25,10 @@ from orchestrator.report_tables import _cut
 from orchestrator.rows import Buffer
 from spectral import ScalarRow
 from tests.measured import (
+    CHANCES,
     MATRICES,
     RANK,
+    SHARE,
     SINGULAR,
     STEPS,
     entry,
@@ -35,6 +37,7 @@ from tests.measured import (
     trials,
     value,
 )
+from tests.orchestrator.drawn import heat_in, lines_in, sheets_of
 from tests.stores import FakeTrial, build_store
 
 SHEETS = {
@@ -50,6 +53,9 @@ SHEETS = {
     "agreement_scores",
     "settling",
     "pruned_loss",
+    "update_share_by_weight_decay",
+    "update_rank_by_weight_decay",
+    "operators_by_weight_decay",
 }
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -97,9 +103,7 @@ def reported(root):
 
 @pytest.fixture(scope="module")
 def sheets(root):
-    """The figures themselves, before they are saved: name -> sheet."""
-    made = (make() for make in makers(material_of(Results.open(root))))
-    return {sheet.name: sheet for sheet in made if sheet is not None}
+    return sheets_of(root)
 
 
 def rows_of(path):
@@ -195,25 +199,23 @@ def test_the_csv_of_a_heat_map_holds_what_is_drawn(reported, sheets):
         truth = np.mean([value(RANK, row["matrix"], step, decay, seed) for seed in (0, 1)])
         assert float(row["value"]) == pytest.approx(truth, rel=1e-12)
         assert row["seeds"] == "0 1"
-    drawn = [ax.collections[0].get_array() for ax in sheets["rank_heatmap"].figure.axes[:2]]
-    shown = [float(row["value"]) for row in rows]
-    np.testing.assert_array_equal(np.concatenate([np.ravel(a) for a in drawn]), shown)
+    drawn = [heat_in(ax).ravel() for ax in sheets["rank_heatmap"].figure.axes[:2]]
+    np.testing.assert_array_equal(np.concatenate(drawn), [float(row["value"]) for row in rows])
 
 
 @pytest.mark.parametrize(
-    "name", ["singular_values", "task_metrics_by_weight_decay", "settling", "pruned_loss"]
+    "name",
+    [
+        *("singular_values", "task_metrics_by_weight_decay", "settling", "pruned_loss"),
+        *("update_rank_by_weight_decay", "operators_by_weight_decay"),
+    ],
 )
 def test_the_csv_of_lines_holds_what_is_drawn(reported, sheets, name):
     """Every value of every line with a name, and nothing else."""
     rows = rows_of(reported[0] / "figures" / f"{name}.csv")
 
-    drawn = sorted(
-        float(y)
-        for ax in sheets[name].figure.axes
-        for line in ax.lines
-        if line.get_gid()
-        for y in line.get_ydata()
-    )
+    lines = [values for ax in sheets[name].figure.axes for values in lines_in(ax).values()]
+    drawn = sorted(np.concatenate(lines).tolist())
     assert sorted(float(row["value"] or "nan") for row in rows) == pytest.approx(drawn)
 
 
@@ -226,6 +228,54 @@ def test_lines_are_told_apart_by_trial_and_series(reported):
         truth = entry(int(row["series"]), int(row["step"]), 1.0, 1)
         assert float(row["value"]) == pytest.approx(truth, rel=1e-12)
         assert (row["panel"], row["what"]) == ("weight_decay = 1.0, seed 1", "trial")
+
+
+def test_shares_of_updates_are_written_with_their_chance_level(reported):
+    rows = rows_of(reported[0] / "figures" / "update_share_by_weight_decay.csv")
+
+    chances = [row for row in rows if row["what"] == CHANCE]
+    assert {(row["panel"], float(row["value"])) for row in chances} == {
+        (matrix, CHANCES[f"{SHARE}_chance"]) for matrix in MATRICES
+    }
+    seeds = [row for row in rows if row["what"] == "trial"]
+    assert len(seeds) == 4 * len(MATRICES) * (len(STEPS) - 1)
+    decays = {each.trial_id: each.params["weight_decay"] for each in trials()}
+    for row in seeds:
+        decay, step, seed = decays[row["trial_id"]], int(row["step"]), int(row["seed"])
+        truth = value(SHARE, row["panel"], step, decay, seed)
+        assert float(row["value"]) == pytest.approx(truth, rel=1e-12)
+
+
+def test_operators_stand_beside_the_means_of_the_flattened_weight(reported):
+    rows = rows_of(reported[0] / "figures" / "operators_by_weight_decay.csv")
+
+    dotted = [row for row in rows if row["series"] == "flattened weight"]
+    assert len(dotted) == 2 * len(MATRICES) * len(STEPS)
+    decays = {trial(decay, 0).config_id: decay for decay in (0.0, 1.0)}
+    for row in dotted:
+        decay, step = decays[row["config_id"]], int(row["step"])
+        truth = np.mean([value(RANK, row["panel"], step, decay, seed) for seed in (0, 1)])
+        assert float(row["value"]) == pytest.approx(truth, rel=1e-12)
+        assert row["what"] == "mean"
+
+
+def test_shares_of_fewer_directions_are_counted(tmp_path):
+    """At step 1 only two of ten leading directions are determined: the chance level is lower."""
+
+    def rows(of):
+        buffer = Buffer()
+        for step, chance in ((1, 0.01), (10, 0.25)):
+            named = {SHARE: 0.5, f"{SHARE}_chance": chance}
+            found = [ScalarRow("a", m, v, None, None, "gram64", None) for m, v in named.items()]
+            buffer.scalars(of.trial_id, step, found)
+        return buffer
+
+    build_store(tmp_path / "few", [trial(1.0, 0)], rows=rows)
+
+    sheet = sheets_of(tmp_path / "few")["update_share"]
+
+    assert sheet.notes == ["1 chance levels of shares of fewer directions, which are lower"]
+    assert set(lines_in(sheet.figure.axes[0])[CHANCE]) == {0.25}
 
 
 def test_final_ranks_are_written_seed_by_seed(reported):
@@ -250,7 +300,7 @@ def test_hidden_numbers_are_counted(tmp_path):
     flags = {(MATRICES[0], 100): "collapsed"}
     root = measured(tmp_path / "flagged", groups=["ranks", "spectrum"], flags=flags)
 
-    made = {s.name: s for m in makers(material_of(Results.open(root))) if (s := m()) is not None}
+    made = sheets_of(root)
 
     counted = "numbers hidden for their flag (collapsed, zero, diverged)"
     assert made["rank_heatmap"].notes == [f"4 {counted}"]
