@@ -29,6 +29,9 @@ kernels is trained, and the rank of the rest is that of the initial noise."""
 ONLY = {"hidden": "mlp", "layers": "mlp"}
 """Fields that shape one model only; `channels` shapes the two others."""
 
+READY_BYTES = 2**26
+"""A pool whose normalised images take no more is normalised once; of a larger one, the images of
+each step, which are the same bits."""
 EVAL_BYTES = 2**27
 """How large the activations that live at one time may be in evaluation, about."""
 
@@ -201,8 +204,12 @@ class ImageClassification(Task):
         """Normalised images of indices [n]: [n, C, H, W], or for the MLP [n, C H W]."""
         c, device = self.config, index.device
         if device not in self._pools:
-            self._pools[device] = images.pool(c.data, c.pixels, device)
-        chosen = images.normalised(self._pools[device][index], c.data, c.dtype)
+            pool = images.pool(c.data, c.pixels, device)
+            small = pool.numel() * c.dtype.itemsize <= READY_BYTES
+            self._pools[device] = images.normalised(pool, c.data, c.dtype) if small else pool
+        chosen = self._pools[device][index]
+        if chosen.dtype == torch.uint8:
+            chosen = images.normalised(chosen, c.data, c.dtype)
         return chosen.flatten(1) if c.model == "mlp" else chosen
 
     def _noise(self) -> list[float]:

@@ -10,7 +10,7 @@ The updates are torch's own (`torch.optim.AdamW`, `torch.optim.SGD`), rearranged
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,10 @@ MOMENTS: dict[str, tuple[str, ...]] = {"adamw": ("first", "second"), "sgd": ("ve
 """Names of the [K, P] tensors that each optimiser keeps from step to step; all start at zero."""
 
 CHUNK = 512  # steps whose factors are computed, and sent to the device, at once
+
+IN_CACHE = 2**16
+"""Parameters that a CPU updates at once: with gradient and moments, a MiB in float32. A model of
+some size does not fit a core's cache, and a step would read and write memory ten times over."""
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -92,7 +96,7 @@ class Steps(NamedTuple):
 
 
 class Optimiser:
-    """The update rule of one group; holds no state of the trials but scratch memory.
+    """The update rule of one group; holds no state of the trials.
 
     Args:
         configs: the K configurations; they agree in `optimizer`, `clip` and `precision`.
@@ -108,7 +112,6 @@ class Optimiser:
             self.rule = _uncorrected_factors if skips else _adamw_factors
         self._chunk = -1
         self._table: Tensor = torch.empty(0)
-        self._scratch: Tensor = torch.empty(0)
 
     def factors(self, step: int, like: Tensor) -> tuple[Tensor, ...]:
         """The rule's factors of one step, each [K, 1] with the dtype and device of `like`."""
@@ -144,7 +147,7 @@ class Optimiser:
         moments: dict[str, Tensor],
         step: int,
         steps: Steps | None = None,
-    ) -> None:
+    ) -> Tensor:
         """One step, in place.
 
         AdamW, t = step + 1: p <- (1 - lr wd) p; m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g²;
@@ -158,6 +161,9 @@ class Optimiser:
             moments: one [K, P] tensor per name in `MOMENTS`.
             step: the step's number, from 0; decides bias correction and learning rate.
             steps: which trials skip this step (float16); their rows of the gradient are 0.
+
+        Returns:
+            [K]: 0 for a trial whose parameters are finite, else NaN: 0 times anything finite is 0.
         """
         if self.clip is not None:
             _clip_(gradient, self.clip)
@@ -165,23 +171,56 @@ class Optimiser:
             factors = self.factors(step, parameters)
         else:
             factors = self._factors_of_some(step, parameters, steps)
-        if self.kind == "sgd":
-            decay, momentum, minus_rate = factors
-            velocity = moments["velocity"]
-            gradient.addcmul_(parameters, decay)
-            velocity.mul_(momentum).add_(gradient)
-            parameters.addcmul_(velocity, minus_rate)
-            return
-        keep, weight1, weight2, small, minus_rate = factors
-        first, second = moments["first"], moments["second"]
-        if self._scratch.shape != gradient.shape:
-            self._scratch = torch.empty_like(gradient)
-        scratch = self._scratch
-        first.lerp_(gradient, weight1)
-        second.lerp_(torch.mul(gradient, gradient, out=scratch), weight2)
-        torch.sqrt(second, out=scratch).add_(small)
-        torch.div(first, scratch, out=scratch)
-        parameters.mul_(keep).addcmul_(scratch, minus_rate)
+        tensors = (parameters, gradient, *moments.values())
+        finite = None
+        for part in _parts(tensors):
+            if self.kind == "sgd":
+                _sgd_(*part, *factors)
+            else:
+                _adamw_(*part, *factors)
+            zeros = torch.mul(part[0], 0.0, out=part[1]).sum(1)
+            finite = zeros if finite is None else finite.add_(zeros)
+        assert finite is not None
+        return finite
+
+
+def _parts(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """The same columns of each [K, P] tensor, few enough on a CPU to stay in its cache."""
+    rows, columns = tensors[0].shape
+    most = columns if tensors[0].device.type != "cpu" else max(1, IN_CACHE // rows)
+    for begin in range(0, columns, most):
+        yield tuple(tensor[:, begin : begin + most] for tensor in tensors)
+
+
+def _sgd_(
+    parameters: Tensor,
+    gradient: Tensor,
+    velocity: Tensor,
+    decay: Tensor,
+    momentum: Tensor,
+    minus_rate: Tensor,
+) -> None:
+    gradient.addcmul_(parameters, decay)
+    velocity.mul_(momentum).add_(gradient)
+    parameters.addcmul_(velocity, minus_rate)
+
+
+def _adamw_(
+    parameters: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    keep: Tensor,
+    weight1: Tensor,
+    weight2: Tensor,
+    small: Tensor,
+    minus_rate: Tensor,
+) -> None:
+    first.lerp_(gradient, weight1)
+    second.lerp_(gradient.mul_(gradient), weight2)
+    scratch = torch.sqrt(second, out=gradient).add_(small)
+    torch.div(first, scratch, out=scratch)
+    parameters.mul_(keep).addcmul_(scratch, minus_rate)
 
 
 def _clip_(gradient: Tensor, largest: float) -> None:

@@ -101,6 +101,8 @@ class Program:
         self.leaves = [p.detach().requires_grad_() for p in state.parameters.values()]
         self.buffers = list(state.buffers.values())
         self.gradient = torch.zeros_like(state.flat)
+        shapes = {name: p.shape[1:] for name, p in state.parameters.items()}
+        self.places = list(views_of(self.gradient, shapes).values())
         self.loss = self._of_group(task.loss, _vmap if task.stackable else one_by_one)
         self.evaluate = self._of_group(task.evaluate, torch.vmap if task.stackable else one_by_one)
         self.eval_data: tuple[Streams | None, dict[str, Batch]] = (None, {})
@@ -123,10 +125,22 @@ class Program:
             known[split] = self.task.eval_data(streams, split)
         return known[split]
 
-    def gather(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The gradients side by side as `flat` is laid out, in the scratch memory."""
-        rows = [g.reshape(g.shape[0], -1) for g in gradients]
-        return torch.cat(rows, dim=1, out=self.gradient)
+    def gather(self, gradients: Sequence[Tensor], divisor: Tensor) -> Tensor:
+        """The gradients, over each trial's divisor, as `flat` is laid out, in scratch memory."""
+        if self.gradient.device.type != "cpu":
+            rows = [g.reshape(g.shape[0], -1) for g in gradients]
+            return torch.cat(rows, dim=1, out=self.gradient).div_(divisor[:, None])
+        for place, gradient in zip(self.places, gradients, strict=True):
+            over = divisor.view(-1, *(1,) * (gradient.dim() - 1))
+            if gradient.dim() == 3 and not gradient.is_contiguous():
+                # of x W^T under vmap: transposed. torch copies blocks of two dimensions, and of
+                # three entry by entry.
+                for own, row in zip(place, gradient, strict=True):
+                    own.copy_(row)
+                place.div_(over)
+            else:
+                torch.div(gradient, over, out=place)
+        return self.gradient
 
 
 def program_of(task: Task, model: nn.Module, state: GroupState) -> Program:
@@ -171,15 +185,13 @@ def train_step(task: Task, model: nn.Module, state: GroupState, streams: Streams
         divisor = weight.to(state.flat)
         if state.scaler:
             divisor = divisor * seed
-        gradient = program.gather(summed).div_(divisor[:, None])
+        gradient = program.gather(summed, divisor)
         steps: Steps | None = None
         if state.scaler:
             steps = Steps(drop_overflows_(gradient), state.scaler["taken"])
-        program.optimiser.update_(state.flat, gradient, state.optimizer, state.step, steps)
+        probe = program.optimiser.update_(state.flat, gradient, state.optimizer, state.step, steps)
         state.step += 1
-        # 0 times anything finite is 0, and anything else is NaN.
-        probe = torch.mul(state.flat, 0.0, out=gradient).sum(1) + total * 0.0
-        bad = probe != 0.0
+        bad = probe + total * 0.0 != 0.0
         if steps is not None:
             bad |= ~steps.taken & (state.scaler["scale"] < SMALLEST)
             update_scale_(state.scaler, steps.taken)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from spectral.geometry import conv_geometries
-from tasks import evaluate, initialise_, make_streams, start, train_step
+from tasks import evaluate, image_classification, initialise_, make_streams, start, train_step
 from tasks.batch_norm import evaluate_pruned, reestimate
 from tasks.image_classification import ImageClassification
 from tasks.images import SOURCES, image_set, normalised, pool
@@ -472,6 +472,18 @@ def problem(**fields):
         Config(**fields)
     (error,) = caught.value.errors()
     return error["msg"].removeprefix("Value error, ")
+
+
+@pytest.mark.parametrize("model", ["mlp", "vgg16"])
+def test_images_normalised_beforehand_are_those_normalised_at_every_step(model, monkeypatch):
+    """Bit by bit; which of the two it is depends on how large the set is."""
+    inputs = []
+    for most in (image_classification.READY_BYTES, 0):
+        monkeypatch.setattr(image_classification, "READY_BYTES", most)
+        task, streams = group(model=model)
+        inputs.append(task._inputs(task.eval_data(streams, "val")["index"][0]))
+
+    assert torch.equal(*inputs)
 
 
 def test_images_grow_to_what_a_model_needs():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tasks import optimisers
 from tasks.config import TrainingConfig
 from tasks.optimisers import CHUNK, MOMENTS, Optimiser, learning_rate
 
@@ -55,6 +56,32 @@ GROUPS = {
         {"lr": 0.3, "weight_decay": 0.01, "momentum": 0.5, "warmup": 4},
     ],
 }
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+@pytest.mark.parametrize("most", [1, 7, 100])
+def test_an_update_in_parts_is_the_update_bit_by_bit(kind, most, monkeypatch):
+    """As a CPU makes it of a model that does not fit its cache; 100 leaves a part of 35."""
+    configs = [TrainingConfig(optimizer=kind, clip=1.0, **own) for own in GROUPS[kind]]
+    start, gradients = torch.randn(3, 101), torch.randn(4, 3, 101)
+    whole = ours(configs, start, gradients)
+
+    monkeypatch.setattr(optimisers, "IN_CACHE", most)
+
+    assert torch.equal(ours(configs, start, gradients), whole)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_an_update_says_which_trials_are_finite(bad, monkeypatch):
+    """Wherever the number is; 3e38 twice is finite, though its sum is not."""
+    monkeypatch.setattr(optimisers, "IN_CACHE", 6)
+    optimiser = Optimiser([TrainingConfig(optimizer="sgd", lr=1e-3)] * 3)
+    parameters = torch.tensor([[1.0, 2.0, 3.0, 4.0], [3e38, 3e38, 0.0, 0.0], [0.0, 0.0, 0.0, bad]])
+    moments = {"velocity": torch.zeros(3, 4)}
+
+    probe = optimiser.update_(parameters, torch.zeros(3, 4), moments, 0)
+
+    assert (probe == 0.0).tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("steps", [1, 10])
