@@ -15,6 +15,7 @@ from benchmarks import (
     page,
     snapshots,
     spectra,
+    storage,
     tasks,
 )
 
@@ -25,6 +26,7 @@ MEASURE = {
     "snapshots": snapshots.measure,
     "spectra": spectra.measure,
     "bounds": bounds.measure,
+    "storage": storage.measure,
     "orchestration": orchestration.measure,
     "tracking": orchestration.measure_tracking,
     "memory": orchestration.measure_memory,

@@ -16,18 +16,19 @@ SETTINGS = ",\n".join(f"  `{name}={value}`" for name, value in TUNE_SETTINGS["be
 
 HEAD = """# Benchmarks
 
-Written by `make bench`, which measures everything again (about two hours on two idle cores).
+Written by `make bench`, which measures everything again (two to three hours on two idle cores).
 Every figure is compared with a rival that ran on the same machine in the same minutes, before and
 after it. Of several repeats the table shows the smallest, the median and the largest. A claim is
-held or missed if every repeat says so and would still say so if it were off by half the range of
-the equal bare runs; else it is undecided. After a run, all timings behind a table are in
-`benchmarks/out/<name>.json`.
+held or missed if every repeat says so and would still say so if it were off by the noise: half the
+range of the equal bare runs, in the tables of tasks half the range between their quartiles. Else it
+is undecided. After a run, all timings behind a table are in `benchmarks/out/<name>.json`.
 
 **Bare** is the rival of the first two tables and the floor beside Ray Tune: the body of a trial and
 its snapshots at the same steps (build, `train_step`, `evaluate`, `take_snapshot`), in two processes
 at once with one thread each, without store, Ray, driver and tracking (`benchmarks/bare.py`).
 
-Not measured: GPUs, more than one machine, groups of more than one trial.
+Not measured: GPUs, more than one machine. Groups of more than one trial are measured step by step,
+in the tables of tasks; `sweep run` has none yet.
 """
 
 TEXTS = {
@@ -103,6 +104,14 @@ Bound over error, for 1,008 float32 matrices of 14 families, six shapes and the 
 rows, exact sums and 50 digits. Where an error is below what NumPy's may itself be off, that is
 taken for the error, so that the true ratio is larger. Each matrix gives one ratio: the median over
 its singular values, and that of its effective rank. "Repeats" are matrices.
+""",
+    "storage": """## What a trial leaves on disk
+
+A trial of `sweeps/image_classification.yaml` (VGG-16, its groups of measurements, 169 snapshots),
+with one step on digits between two snapshots instead of 352 on CIFAR-10, which changes no number of
+rows. The files of the reference are computed from shapes and counts: 20.0 GB of checkpoints and
+11.2 GB of evaluations. Scratch is what `sweep plan` prints: singular vectors that wait for those of
+the last step. It is not in the results, and goes when the trial ends.
 """,
     "spectra": """## Spectra, beside the procedure of the paper
 

@@ -47,7 +47,7 @@ def over_seeds(trials: pa.Table, scalars: pa.Table) -> pa.Table:
 
     Args:
         trials: columns trial_id, config_id, seed, status.
-        scalars: the table of design section 6.
+        scalars: the table `scalars` of docs/results.md.
 
     Returns:
         A table of schema `OVER_SEEDS`, one row per (config_id, step, subject, metric) that

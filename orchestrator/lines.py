@@ -68,7 +68,7 @@ def metric_over_steps(
 
     Args:
         trials: columns trial_id, config_id, seed, status and `by`.
-        scalars: the table of design section 6.
+        scalars: the table `scalars` of docs/results.md.
         subject: for example ``val`` or a view's name.
         metric: for example ``error``.
         by: the swept parameter; None: one colour.

@@ -137,7 +137,7 @@ class Results:
         """One row per trial that has a result, in the sweep's order.
 
         Columns: trial_id, config_id, seed, the swept parameters, status, last_step, wall_seconds,
-        every other parameter, then what design section 6 lists besides. A parameter's column is
+        every other parameter, then what docs/results.md lists besides. A parameter's column is
         bool, int64, float64 (one float suffices), string, list<float64>, or JSON text if its values
         have no such type in common; null where a trial has none, as trials of an older version of
         the task may.

@@ -1,9 +1,9 @@
 """The tables on disk: what was accepted, what was committed, and nothing else counts.
 
-Workers publish shards; only the driver commits, in segments. A driver run begins by claiming the
-next epoch, in which it names the last segment of every earlier epoch that it has seen: a later
-segment of those never counts. So a worker or driver thought dead can leave files behind, but
-cannot change a result.
+Workers publish shards; of a sweep only the driver commits, in segments. A driver run begins by
+claiming the next epoch, in which it names the last segment of every earlier epoch that it has seen:
+a later segment of those never counts. So a worker or driver thought dead can leave files behind,
+but cannot change a result. A `Recorder` commits its own trial (see `orchestrator.recording`).
 
     store = Store.open("results/grokking")
     store.scan("scalars", store.outcomes(), metrics=["loss"])     # an Arrow table

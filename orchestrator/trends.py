@@ -60,7 +60,7 @@ def fit(trials: pa.Table, scalars: pa.Table, parameters: Sequence[str]) -> pa.Ta
 
     Args:
         trials: columns trial_id, config_id, seed, status and one per parameter.
-        scalars: the table of design section 6.
+        scalars: the table `scalars` of docs/results.md.
         parameters: *every* swept parameter, whatever its type. Those that are not numbers or have a
             single level get no trends of their own, but still tell configurations apart.
 

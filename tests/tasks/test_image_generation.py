@@ -35,7 +35,7 @@ def of_trial(batch, k):
 
 
 def kept_by_hand():
-    """The paper's schedule (paper-spec 2.3), one time step after the other."""
+    """The schedule of the paper's code, one time step after the other."""
     kept, result = 1.0, []
     for t in range(1000):
         x = -6 + 12 * t / 999

@@ -87,7 +87,7 @@ def test_no_position_sees_a_later_one():
 
 
 def test_the_papers_transformer_has_its_number_of_parameters():
-    """227,058 for p = 113 without LayerNorm (paper-spec 2.1)."""
+    """227,058 for p = 113 without LayerNorm, the one of arXiv 2408.11804."""
     model = Transformer(114, 3, 128, 4, 512)
 
     assert sum(p.numel() for p in model.parameters()) == 227_058

@@ -9,6 +9,7 @@ from spectral.coupling_checks import check_couplings
 from tasks import evaluate, make_streams, start, train_step
 from tasks.modular_addition import ModularAddition
 from tasks.transformer_matrices import attention_couplings, attention_views
+from tests.tasks.initial_ranks import normalised_effective_rank
 
 TINY = {"modulus": 7, "width": 8, "heads": 2, "feed_forward": 12, "train_fraction": 0.5}
 
@@ -428,9 +429,7 @@ def test_matrices_start_at_the_rank_of_uniform_random_ones(paper):
     found = {}
     for view in views:
         if view.name in expected:
-            values = torch.linalg.svdvals(view.read(parameters).double())
-            shares = values / values.sum()
-            found[view.name] = float(torch.exp(-(shares * shares.log()).sum())) / len(values)
+            found[view.name] = normalised_effective_rank(view.read(parameters))
 
     assert found.keys() == expected.keys()
     for name, (value, tolerance) in expected.items():
