@@ -13,7 +13,7 @@ from tasks.transcripts import CHARACTERS
 
 
 def chance(name: str) -> float:
-    """The validation loss, in the first seed's split, of the best constant answer of a sweep's task.
+    """The validation loss of the best constant answer, in the split of a sweep's first trial.
 
     For classification and characters that is the entropy of the labels' frequencies; for noise,
     whose pixels have mean 0 and variance 1, it is 1, the loss of predicting nothing; for CTC there

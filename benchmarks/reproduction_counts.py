@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def even_steps(steps: Iterable[int]) -> list[int]:
     found = sorted(set(steps))
     if len(found) < 2:
         return found
-    gap = max(after - before for before, after in zip(found[:-1], found[1:], strict=True))
+    gap = max(after - before for before, after in itertools.pairwise(found))
     known, even = set(found), [0]
     while even[-1] + gap in known:
         even.append(even[-1] + gap)
@@ -113,8 +114,7 @@ def largest_drop(
     """
     used = [step for step in steps if step >= since and step in series]
     changes = [
-        (after, series[after] - series[before])
-        for before, after in zip(used[:-1], used[1:], strict=True)
+        (after, series[after] - series[before]) for before, after in itertools.pairwise(used)
     ]
     return min(changes, key=lambda change: change[1]) if changes else None
 
@@ -161,7 +161,7 @@ def monotone(own: Mapping[tuple[Any, int], float], levels: Sequence[Any]) -> Cou
     for seed in sorted({seed for _, seed in own}):
         values = [own[level, seed] for level in levels if (level, seed) in own]
         if len(values) > 1:
-            held.append(all(b < a for a, b in zip(values[:-1], values[1:], strict=True)))
+            held.append(all(b < a for a, b in itertools.pairwise(values)))
     return Count.of(held)
 
 

@@ -27,11 +27,14 @@ LOSSES = {"full": "loss", "top": "loss/kept_top_0.5", "bottom": "loss/kept_botto
 
 
 def ends(results: Results, metric: str, level: str = "0", where: str = "true") -> list[dict]:  # type: ignore[type-arg]
-    """Per completed trial and whole subject: level, seed, the first and the last value, its flag."""
+    """Per completed trial and whole subject: level, seed, first and last value, last flag.
+
+    A value that is null at the last step (vectors that are not determined) is null here.
+    """
     return results.sql(
         f"""
         SELECT trial_id, subject, {level} AS level, any_value(seed) AS seed,
-               arg_min(value, step) AS first, arg_max(value, step) AS last,
+               arg_min_null(value, step) AS first, arg_max_null(value, step) AS last,
                arg_max(coalesce(flag, ''), step) AS flag
         FROM scalars JOIN trials USING (trial_id)
         WHERE metric = '{metric}' AND status = 'completed' AND {WHOLE} AND ({where})
@@ -135,8 +138,11 @@ class ByLevel:
         """(subject, seed) pairs whose value is lower at one level than at the first."""
         return counts.total(counts.lower(own, first, other) for own in self.values.values())
 
-    def table(self, what: str, marks: Mapping[Any, str]) -> Table:
-        """Subject by level; the last column: seeds in which every level is below the one before."""
+    def table(self, what: str, marks: Mapping[Any, str], rising: Any = None) -> Table:
+        """Subject by level, and seeds in which every level is below the one before.
+
+        Or, with `rising`, seeds in which that level is above the first.
+        """
         rows = []
         for subject, own in self.values.items():
             cells = []
@@ -144,13 +150,19 @@ class ByLevel:
                 note = self.hidden.get((subject, level))
                 shown = median_range(value for (at, _), value in own.items() if at == level)
                 cells.append(shown + (f" ({note} collapsed)" if note else ""))
-            rows.append((f"`{subject}`", *cells, str(counts.monotone(own, self.levels))))
+            falls = counts.monotone(own, self.levels)
+            rises = counts.lower(own, rising, self.levels[0])
+            cells.append(str(falls if rising is None else rises))
+            rows.append((f"`{subject}`", *cells))
         shown_levels = (f"{short(level)}{marks.get(level, '')}" for level in self.levels)
-        return Table((what, *shown_levels, "lower at every level than before"), rows)
+        falls_or_rises = "lower at every level than before"
+        if rising is not None:
+            falls_or_rises = f"higher at {short(rising)} than at {short(self.levels[0])}"
+        return Table((what, *shown_levels, falls_or_rises), rows)
 
 
 def by_level(results: Results, metric: str, parameter: str, where: str = "true") -> ByLevel:
-    """W1: a metric at the end for each value of a parameter; collapsed matrices are only counted."""
+    """W1: a metric at the end by a parameter; collapsed matrices are only counted."""
     alone = single(results)
     values: dict[str, dict[tuple[Any, int], float]] = defaultdict(dict)
     hidden: dict[tuple[str, Any], int] = defaultdict(int)
@@ -161,7 +173,7 @@ def by_level(results: Results, metric: str, parameter: str, where: str = "true")
             continue
         if row["flag"] in ("collapsed", "zero"):
             hidden[row["subject"], row["level"]] += 1
-        else:
+        elif row["last"] is not None:
             values[row["subject"]][row["level"], row["seed"]] = row["last"]
     return ByLevel(sorted(levels), values, hidden)
 

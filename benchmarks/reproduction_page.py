@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks import reproduction_facts as facts
+from benchmarks import reproduction_runs as runs
 from benchmarks import reproduction_summary as judged
 from benchmarks.bare import REPOSITORY
 from benchmarks.reproduction_counts import Table
@@ -43,9 +43,8 @@ twins in [sweeps](../sweeps): five seeds each, every number and verdict computed
 networks on other data than the paper's. How they were chosen:
 
 - Modular addition: modulus, share of the pairs, learning rate and decays were picked because with
-  them networks grok within minutes, and the scale of the learned positions by the validation error
-  without decay. That G1 appears is therefore no independent evidence; when ranks fall, and all
-  else, was not looked at.
+  them networks grok, while their ranks fall, within minutes; the scale of the learned positions by
+  the validation error without decay. That G1 and G2 appear is therefore no independent evidence.
 - The others: models, learning rates and steps were picked by whether they train within minutes.
 - The slingshot twin has the paper's sines and cosines as positions, the other modular additions
   learned ones, so the two differ in more than LayerNorm.
@@ -79,12 +78,16 @@ one's end on two cores.
 def write(results: Path, twins: Sequence[str]) -> Path:
     """Write the page, with a section for each finding whose twins have results."""
     opened = {n: Results.open(results / n) for n in twins if (results / n).is_dir()}
-    times = _times(opened)
+    times = runs.times(opened)
     minutes = round(sum(seconds for _, _, seconds in times) / 60)
     rows = "\n".join(f"| `{name}` | {trials} | {s:.0f} |" for name, trials, s in times)
     summary = judged.summary(opened)
     head = HEAD.format(
-        minutes=minutes, times=rows, machine=_machine(opened), rules=judged.RULES, summary=summary
+        minutes=minutes,
+        times=rows,
+        machine=runs.machine(opened),
+        rules=judged.RULES,
+        summary=summary,
     )
     parts = [head, *_grokking(opened), *_falling(opened), *_pruning(opened)]
     parts += [*_settling(opened), *_decay(opened), *_labels(opened)]
@@ -92,39 +95,9 @@ def write(results: Path, twins: Sequence[str]) -> Path:
     return PAGE
 
 
-def _machine(opened: Mapping[str, Results]) -> str:
-    """What the trials ran on, as each recorded it; more than one line if they differ."""
-    found: dict[str, list[str]] = {}
-    for name, results in opened.items():
-        for environment in sorted(set(results.trials()["environment"].to_pylist())):
-            recorded = json.loads((results.root / "environments" / f"{environment}.json").read_text())
-            changed = " with uncommitted changes" if recorded.get("git_diff") else ""
-            line = (
-                f"{recorded['cpu']}, {recorded['platform']}, Python {recorded['python']}, torch "
-                f"{recorded['versions']['torch']}, {recorded['threads']} thread per trial, commit "
-                f"{str(recorded.get('git_commit', 'unknown'))[:12]}{changed}"
-            )
-            found.setdefault(line, []).append(name)
-    if len(found) == 1:
-        return textwrap.fill(f"Measured on {next(iter(found))}.", 100)
-    lines = (f"- {line}: {', '.join(f'`{n}`' for n in names)}" for line, names in found.items())
-    return "\n".join(["Measured on:\n", *lines])
-
-
-def _times(opened: dict[str, Results]) -> list[tuple[str, int, float]]:
-    """From the first trial's start to the last one's end."""
-    found = []
-    for name, results in opened.items():
-        row = results.sql(
-            "SELECT count(*) AS n, epoch_us(max(ended_at)) - epoch_us(min(started_at)) AS us "
-            "FROM trials"
-        ).to_pylist()[0]
-        found.append((name, row["n"], row["us"] / 1e6))
-    return found
-
-
 def _grokking(opened: dict[str, Results]) -> list[str]:
     decay = opened.get("modular_addition_decay_small")
+    grokking = opened.get("modular_addition_grokking_small")
     most = opened.get("modular_addition_most_data_small")
     slingshot = opened.get("modular_addition_slingshot_small")
     if decay is None:
@@ -153,6 +126,12 @@ def _grokking(opened: dict[str, Results]) -> list[str]:
             ],
         ),
     ]
+    if grokking is not None:
+        parts += [
+            "The trials with decay 1 again, in a sweep of their own with pruned models; losses",
+            "at the end:\n",
+            str(facts.pruned(grokking)) + "\n",
+        ]
     if most is not None:
         parts += [
             "## G3: generalising from most of the data, without decay\n",
@@ -244,9 +223,10 @@ def _decay(opened: dict[str, Results]) -> list[str]:
         return []
     parts = [
         "## W1, W2, W3: weight decay\n",
-        "The paper: rank at the end falls with weight decay, until norms collapse (W1); consecutive",
-        "layers align more with decay, markedly only in the Transformer (W2); the loss of the top",
-        "half comes closer to the full model's (W3). Collapsed matrices are counted and not shown.",
+        "The paper: rank at the end falls with weight decay, until norms collapse (W1);",
+        "consecutive layers align more with decay, markedly only in the Transformer (W2); the loss",
+        "of the top half comes closer to the full model's (W3). Collapsed matrices are counted and",
+        "not shown.",
         "A decay with * does not train, by the rule above.\n",
     ]
     for name, title in found.items():
@@ -290,10 +270,10 @@ def _decay_of(name: str, title: str, results: Results) -> list[str]:
     of = f"alignment of a pair by weight decay, {title}"
     parts += [
         "Alignment score at the end, the mean over the first ten indices:\n",
-        str(scores.table("pair", training.marks)) + "\n",
+        str(scores.table("pair", training.marks, training.last)) + "\n",
         _image(results, f"decay_alignment_{name}", of, panels),
-        "The figure shows one pair: the paper's, as far as the twin has it; its score by decay, and",
-        "its diagonal without decay and at the largest decay that trains.\n",
+        "The figure shows one pair: the paper's, as far as the twin has it; its score by decay,",
+        "and its diagonal without decay and at the largest decay that trains.\n",
     ]
     return parts
 

@@ -29,24 +29,24 @@ MARKED = 0.1
 PERMUTED = (0.9, 0.05)
 """The error of guessing among ten labels, and how far from it an error still is at chance."""
 
-RULES = f"""A row is reproduced (yes) if what it counts holds in at least {SHARE:.0%} of the cases,
-not (no) if in at most {1 - SHARE:.0%}, else partly. A case is a trial, or a matrix of one seed where
-it says (matrix, seed). Two rows need more:
+RULES = f"""A row is reproduced (yes) if what it counts holds in at least {100 * SHARE:.0f} % of
+the cases, not (no) if in at most {100 - 100 * SHARE:.0f} %, else partly. A case is a trial, or a
+matrix, or a matrix of one seed where it says (matrix, seed). Two rows need more:
 
 - B2 counts seeds in which the loss of the top half is nearer to the full model's than to the bottom
   half's, and seeds in which it is at most {CLOSE:g} times the full model's. Yes if both hold, no if
-  the first does not, else partly. Chance is the validation loss of the best constant answer; for the
-  UNet, which predicts noise of variance 1, predicting nothing gives 1.
+  the first does not, else partly. Chance is the validation loss of the best constant answer; for
+  the UNet, which predicts noise of variance 1, predicting nothing gives 1.
 - W2 is judged against the paper's "only in the Transformer": there the score is to rise by at least
   {MARKED:g} from no decay to the largest decay that trains, elsewhere it is not to.
 
 A decay trains if the median validation loss is not nearer to chance than to that without decay, and
 so with every smaller decay. Levels that do not train are shown, marked with *, and not judged. G1's
-second row looks at evenly spaced snapshots after the training set is fitted, and compares the one
-before which the validation error drops most with the median, over the matrices, of those before
-which rank does: they coincide if they are at most {NEAR:.0%} of all steps apart. W3 compares how far
-the training loss of the top half is from the full model's, either way. Matrices with one singular
-value (`tconv1` of the UNet), whose rank is always 1, are in no count.
+second row looks at evenly spaced snapshots after the training set is fitted. The step at which the
+largest drop of the validation error ends, and the median over the matrices of the steps at which
+the largest drops of rank do, coincide if they are at most {100 * NEAR:.0f} % of all steps apart. W3
+compares how far the training loss of the top half is from the full model's, either way. Matrices
+with one singular value (`tconv1` of the UNet), whose rank is always 1, are in no count.
 """
 
 
@@ -99,11 +99,13 @@ def training(name: str, results: Results) -> Training:
 def _grokking(opened: Mapping[str, Results]) -> Iterator[Row]:
     if (decay := opened.get("modular_addition_decay_small")) is None:
         return
-    low, drops = f"val error below {facts.LEARNED} at the end", facts.steepest(decay, "weight_decay")
+    low, drops = (
+        f"val error below {facts.LEARNED} at the end",
+        facts.steepest(decay, "weight_decay"),
+    )
     yield Row("G1", f"{low}, decay 1", facts.fitted(decay, "val", "weight_decay = 1"))
     at_one = Count.of(own.coincide for (level, _), own in drops.items() if level == 1)
-    what = "decay 1: ranks fall most when val error does"
-    yield Row("G1", what, at_one)
+    yield Row("G1", "decay 1: ranks fall most when val error does", at_one)
     without = facts.fitted(decay, "val", "weight_decay = 0")
     what = f"no decay: val error not below {facts.LEARNED} at the end"
     yield Row("G2", what, Count(without.total - without.held, without.total))
@@ -160,7 +162,9 @@ def _pruning(opened: Mapping[str, Results]) -> Iterator[Row]:
             shown += " (predicting nothing)"
         nearer, close = closeness(own)
         useless = Count.of(one["top"] >= level for one in own)
-        counted = f"nearer {nearer}, within {CLOSE - 1:.0%} {close}, not below chance {useless}"
+        counted = (
+            f"nearer {nearer}, within {100 * CLOSE - 100:.0f} % {close}, not below chance {useless}"
+        )
         yield Row("B2", shown, counted, counts.both(nearer, close))
 
 
@@ -187,12 +191,16 @@ def _decay(opened: Mapping[str, Results]) -> Iterator[Row]:
         own, ranks = training(name, results), facts.by_level(results, facts.RANK, "weight_decay")
         first, second, *_, last = ranks.levels
         lower = f"{title}: rank lower at decay"
-        yield Row("W1", f"{lower} {own.last:g} than at 0", ranks.count(first, own.last))
-        yield Row("W1", f"{lower} {second:g} than at 0", ranks.count(first, second))
+        yield Row(
+            "W1", f"{lower} {own.last:g} than at 0 (matrix, seed)", ranks.count(first, own.last)
+        )
+        yield Row("W1", f"{lower} {second:g} than at 0 (matrix, seed)", ranks.count(first, second))
         judged = [level for level in ranks.levels if level <= own.last]
-        for levels, note in ((judged, f"up to {own.last:g}"), (ranks.levels, "of all")):
+        for levels, note in ((judged, f"up to {own.last:g}"), (ranks.levels, "at all")):
             held = counts.total(counts.monotone(one, levels) for one in ranks.values.values())
-            what = f"{title}: rank lower at every decay {note} than at the one before"
+            what = (
+                f"{title}: rank lower at every decay {note} than at the one before (matrix, seed)"
+            )
             yield Row("W1", what, held, "" if levels[-1] == own.last else "-")
         if last > own.last:
             what = f"{lower} {last:g} than at 0, but {last:g} does not train"
@@ -203,7 +211,9 @@ def _decay(opened: Mapping[str, Results]) -> Iterator[Row]:
             rises = marked(opened[name], own.last)
             held = Count(rises.total - rises.held, rises.total) if other else rises
             does = "does not rise" if other else "rises"
-            what = f"{title}: alignment {does} by {MARKED:g} from decay 0 to {own.last:g} (pair, seed)"
+            what = (
+                f"{title}: alignment {does} by {MARKED:g} from decay 0 to {own.last:g} (pair, seed)"
+            )
             yield Row("W2", what, held)
     for name, title in found.items():
         own = training(name, opened[name])
