@@ -198,9 +198,7 @@ def _decay(opened: Mapping[str, Results]) -> Iterator[Row]:
         judged = [level for level in ranks.levels if level <= own.last]
         for levels, note in ((judged, f" up to {own.last:g}"), (ranks.levels, "")):
             held = counts.total(counts.monotone(one, levels) for one in ranks.values.values())
-            what = (
-                f"{title}: rank lower at every decay{note} than at the one before (matrix, seed)"
-            )
+            what = f"{title}: rank lower at every decay{note} than at the one before (matrix, seed)"
             yield Row("W1", what, held, "" if levels[-1] == own.last else "-")
         if last > own.last:
             what = f"{lower} {last:g} than at 0, but {last:g} does not train"
