@@ -19,6 +19,7 @@ from benchmarks import reproduction_page
 from benchmarks.bare import REPOSITORY
 
 TWINS = (
+    "modular_addition_grokking_small",
     "modular_addition_decay_small",
     "modular_addition_most_data_small",
     "modular_addition_slingshot_small",
