@@ -83,8 +83,9 @@ class Plots:
         configuration: Chosen = None,
         ax: Axes | None = None,
     ) -> Axes:
-        """One metric of every matrix, matrix x step; of parts of matrices (heads, thirds of a
-        fused one) only if there is nothing else.
+        """One metric of every matrix, matrix x step.
+
+        Parts of matrices (heads, thirds of a fused one) are left out; see `subjects.whole`.
         """
         table = whole_of(scalars_of(self._results, metric))
         one = configuration_of(self._results, trial, configuration, table)

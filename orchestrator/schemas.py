@@ -91,7 +91,7 @@ RESULTS = ("completed", "diverged", "pruned")
 _ONE_THREAD = pa.ipc.IpcReadOptions(use_threads=False)
 
 GENERALISES_BELOW = 0.05
-"""The validation error below which a trial has generalised, where its task does not say otherwise."""
+"""Validation error below which a trial has generalised, where its task does not say otherwise."""
 
 TRIALS_KEY = b"spectral_sweeps.trials"
 """Metadata of a shard: JSON list of its trials' id, configuration, seed and parameters."""

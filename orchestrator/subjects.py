@@ -1,7 +1,7 @@
 """What the names of matrices and couplings tell: which is a part of another, and their order.
 
-A store holds names, not the views behind them, and one that a `Recorder` wrote has no task that could
-be asked. So a part is told by its name, in two ways:
+A store holds names, not the views behind them, and one that a `Recorder` wrote has no task that
+could be asked. So a part is told by its name, in two ways:
 
 * brackets, as in ``attention.query[2]`` or ``linear[forward]``: a task gives them to the parts that
   it cuts out of a matrix;

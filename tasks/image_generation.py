@@ -86,9 +86,7 @@ class ImageGenerationConfig(TrainingConfig):
                 f"train_examples ({self.train_examples}) exceeds the {train} training images; "
                 "set it to null to take metrics on all of them"
             )
-        return self._without(
-            [*problems, *self._batch_problems(train, "images", "set it to null")]
-        )
+        return self._without([*problems, *self._batch_problems(train, "images", "set it to null")])
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:

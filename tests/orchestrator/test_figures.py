@@ -548,7 +548,8 @@ def test_of_more_rows_than_have_room_for_names_every_nth_has_its_own(count, ever
 
     ax = heat_alone(None, scalar_heat(table, configurations(of, [])[0]), "rank")
 
-    shown = {round(at): label.get_text() for at, label in zip(ax.get_yticks(), ax.get_yticklabels())}
+    places = [round(place) for place in ax.get_yticks()]
+    shown = dict(zip(places, (label.get_text() for label in ax.get_yticklabels()), strict=True))
     assert shown == {i + 1: names[i] for i in range(0, count, every)}
 
 

@@ -91,7 +91,14 @@ def test_the_overview_at_the_end_of_a_run_keeps_thirds():
 
 
 def test_names_are_in_the_order_of_their_numbers():
-    names = ["layers.10.a", "layers.3.b", "layers.3.a", "decoder", "layers.0.a[10]", "layers.0.a[9]"]
+    names = [
+        "layers.10.a",
+        "layers.3.b",
+        "layers.3.a",
+        "decoder",
+        "layers.0.a[10]",
+        "layers.0.a[9]",
+    ]
 
     assert sorted(names, key=natural) == [
         "decoder", "layers.0.a[9]", "layers.0.a[10]", "layers.3.a", "layers.3.b", "layers.10.a",

@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator import Results, load, run_sweep
 from orchestrator.aggregate import Estimate
+from orchestrator.driver import Options
 from orchestrator.rows import Buffer
 from orchestrator.summaries import estimate, final_table
 from spectral import ScalarRow
@@ -59,15 +60,18 @@ def test_where_errors_are_judged_the_count_stands_instead_of_the_loss(tmp_path: 
     ]
 
 
-def test_a_task_may_say_that_its_errors_are_not_judged(tmp_path: Path) -> None:
-    """Half of the tokens wrong is no failure of a language model; its sweep keeps that it is none."""
+def test_a_task_may_say_that_its_errors_are_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the tokens wrong is no failure of a language model; the store says so by itself."""
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "text.yaml"
     file.write_text(
         "name: text\ntask: language_modeling\nbase: {steps: 1, layers: 1, width: 8, heads: 1, "
         "feed_forward: 8, context: 16, batch_size: 2, train_examples: 8, warmup: 0}\n"
         "measure: [ranks]\ntracking: none\n"
     )
-    run_sweep(load(file), in_process=True)
+    run_sweep(load(file), Options(in_process=True))
 
     results = Results.open(tmp_path / "results" / "text")
 
@@ -86,7 +90,11 @@ def test_a_task_may_say_that_its_errors_are_not_judged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mean", "half", "said"),
-    [(0.0, 0.0, "0.000 ± 0.000"), (3e-5, 6e-6, "3.0e-05 ± 6.0e-06"), (0.25, 0.001, "0.250 ± 0.001")],
+    [
+        (0.0, 0.0, "0.000 ± 0.000"),
+        (3e-5, 6e-6, "3.0e-05 ± 6.0e-06"),
+        (0.25, 0.001, "0.250 ± 0.001"),
+    ],
 )
 def test_a_small_loss_is_told_from_none(mean: float, half: float, said: str) -> None:
     assert estimate(Estimate(2, mean, 1.0, mean - half, mean + half), small=True) == said

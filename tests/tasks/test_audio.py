@@ -369,8 +369,8 @@ def test_a_row_without_sound_is_named(home):
         librispeech.utterances()
 
     assert str(caught.value) == (
-        f"{file}, split train.100, utterance 103-1240-0001: there is no sound, and no path of a file "
-        "with it. Download the data set again."
+        f"{file}, split train.100, utterance 103-1240-0001: there is no sound, and no path of a "
+        "file with it. Download the data set again."
     )
 
 

@@ -270,7 +270,8 @@ def test_sampling_refuses_what_it_cannot_do():
         ),
         (
             {"batch_size": 28},
-            "batch_size (28) exceeds the 27 training images; set it to null to train on all of them",
+            "batch_size (28) exceeds the 27 training images; set it to null to train on all of "
+            "them",
         ),
         (
             {"train_examples": 28},
