@@ -149,7 +149,8 @@ def test_a_split_that_is_missing_is_named_before_a_trial_asks_for_it(folder, any
         f"data set wikitext103: there is no split 'validation' in {folder / 'wikitext103'}: "
         "expected Parquet files such as validation-00000-of-00001.parquet, or a folder validation "
         "of Dataset.save_to_disk. What is not there is downloaded with (all of it is about 310 "
-        "MB): hf download Salesforce/wikitext --repo-type dataset --include 'wikitext-103-v1/*' --local-dir "
+        "MB): hf download Salesforce/wikitext --repo-type dataset "
+        "--include 'wikitext-103-v1/*' --local-dir "
         f"{folder / 'wikitext103'}"
     )
 
