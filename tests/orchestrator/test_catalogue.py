@@ -118,14 +118,27 @@ def test_a_task_by_path_is_described_too(
     assert named.isdisjoint({"labels_seed", "order_seed", "dropout_seed"})
 
 
-def test_the_data_sets_of_a_task_are_said_to_be_here_or_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One of ours is here if its folder holds its files; of any other name nothing is said."""
+# --- what is here, as the task that reads it says ----------------------------------------------
+
+
+@pytest.fixture
+def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of data sets, and an empty cache of the `datasets` library."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv(tasks.data.ENVIRONMENT, str(tmp_path))
-    (tmp_path / "mnist").mkdir()
-    (tmp_path / "mnist" / "train.parquet").touch()
+    monkeypatch.setenv(tasks.data.ENVIRONMENT, str(tmp_path / "sets"))
+    tasks.data.use(None)  # a command that ran in this process may have chosen another
+    return tmp_path / "sets"
+
+
+def put(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"12345")
+
+
+def test_the_data_sets_of_a_task_are_said_to_be_here_or_not(sets: Path) -> None:
+    """One of ours is here if its folder holds its files; of any other name nothing is said."""
+    put(sets / "mnist" / "train.parquet")
 
     class Pictures(tasks.FullBatchConfig):
         data: Literal["digits", "mnist", "cifar10"] = "digits"
@@ -136,23 +149,6 @@ def test_the_data_sets_of_a_task_are_said_to_be_here_or_not(
     assert catalogue.heading("learned", Learned).splitlines()[-1] == (
         "data sets: digits, mnist (here), cifar10 (missing); see `sweep data`"
     )
-
-
-# --- what is here, as the task that reads it says ----------------------------------------------
-
-
-@pytest.fixture
-def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of data sets, and an empty cache of the `datasets` library."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv(tasks.data.ENVIRONMENT, str(tmp_path / "sets"))
-    return tmp_path / "sets"
-
-
-def put(*files: Path) -> None:
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"12345")
 
 
 def text_files(sets: Path) -> list[Path]:
