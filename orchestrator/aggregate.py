@@ -21,7 +21,7 @@ from scipy import stats
 from orchestrator.comparable import Rows, completed_rows, level_order, starts_of
 from orchestrator.errors import IncomparableTrialsError as IncomparableTrialsError  # also from here
 from orchestrator.fits import Floats, Ints
-from orchestrator.schemas import RESULTS
+from orchestrator.schemas import GENERALISES_BELOW, RESULTS
 
 OVER_SEEDS = pa.schema(
     [
@@ -106,10 +106,11 @@ class FinalRow:
         config_id: the configuration.
         parameters: name -> value, of the parameters asked for.
         n_completed: completed trials, likewise `n_diverged`, `n_pruned`.
-        n_generalised: trials that generalised, None if the task has no validation error.
+        n_generalised: trials that generalised, None if no validation error is judged.
         n_judged: out of how many: completed and diverged ones (which did not generalise). Pruned
             ones were never let to show it and are not judged.
-        val_error: at the last step; None without a validation error or a completed trial.
+        val: metric of the task -> its value on the split val at the last step; empty without a
+            completed trial.
         ranks: subject -> normalised effective rank at the last step.
     """
 
@@ -120,7 +121,7 @@ class FinalRow:
     n_pruned: int
     n_generalised: int | None
     n_judged: int | None
-    val_error: Estimate | None
+    val: Mapping[str, Estimate]
     ranks: Mapping[str, Estimate]
 
 
@@ -129,21 +130,27 @@ def final_table(
     scalars: pa.Table,
     parameters: Sequence[str] = (),
     *,
-    threshold: float = 0.05,
+    threshold: float | None = GENERALISES_BELOW,
 ) -> list[FinalRow]:
     """The table printed at the end of a sweep: one row per configuration, sorted by `parameters`.
 
     A completed trial *generalised* if the minimum of its validation error over the last tenth of
-    its steps (recorded steps >= 0.9 of its last one) is below `threshold`, a fraction in [0, 1].
+    its steps (recorded steps >= 0.9 of its last one) is below `threshold`, a fraction in [0, 1];
+    None: trials are not judged.
 
     Raises:
         IncomparableTrialsError: see `comparable.completed_rows`.
     """
-    val = pc.and_(pc.equal(scalars.column("subject"), "val"), pc.equal(scalars["metric"], "error"))
-    known = pc.is_in(scalars.column("trial_id"), value_set=trials.column("trial_id"))
-    has_error = bool(pc.any(pc.and_(val, known)).as_py())
-    scalars = scalars.filter(pc.or_(val, pc.equal(scalars.column("metric"), NORMALISED_RANK)))
-    generalised = _generalised(completed_rows(trials, scalars), threshold) if has_error else {}
+    is_rank = pc.equal(scalars["metric"], NORMALISED_RANK)
+    pruned_model = pc.match_substring(scalars["metric"], "/kept_")
+    val = pc.and_not(pc.equal(scalars["subject"], "val"), pc.or_(pruned_model, is_rank))
+    known = pc.is_in(scalars["trial_id"], value_set=trials["trial_id"])
+    error = pc.and_(pc.and_(val, pc.equal(scalars["metric"], "error")), known)
+    judged = threshold is not None and bool(pc.any(error).as_py())
+    scalars = scalars.filter(pc.or_(val, is_rank))
+    generalised = dict[str, int]()
+    if threshold is not None and judged:
+        generalised = _generalised(completed_rows(trials, scalars), threshold)
 
     last: dict[str, dict[tuple[str, str], Estimate]] = {}
     for row in over_seeds(trials, scalars).to_pylist():  # steps ascend: the last one stays
@@ -167,13 +174,19 @@ def final_table(
                 n_completed=completed,
                 n_diverged=diverged,
                 n_pruned=pruned,
-                n_generalised=generalised.get(config_id, 0) if has_error else None,
-                n_judged=completed + diverged if has_error else None,
-                val_error=ends.get(("val", "error")),
+                n_generalised=generalised.get(config_id, 0) if judged else None,
+                n_judged=completed + diverged if judged else None,
+                val={m: end for (_, m), end in ends.items() if m != NORMALISED_RANK},
                 ranks={s: end for (s, metric), end in ends.items() if metric == NORMALISED_RANK},
             )
         )
     return table
+
+
+def val_metrics(rows: Sequence[FinalRow]) -> list[str]:
+    """The metrics on val of some configurations: error rates first, the loss last."""
+    names = dict.fromkeys(name for row in rows for name in row.val)
+    return sorted(names, key=lambda name: (name == "loss", name != "error", name))
 
 
 def t_interval(mean: Floats, sd: Floats, n: Ints, level: float = 0.95) -> tuple[Floats, Floats]:

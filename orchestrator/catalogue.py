@@ -18,6 +18,7 @@ import tasks
 from orchestrator.errors import UserError
 from orchestrator.nodes import nearest, show
 from tasks import Task, TrainingConfig, data, per_trial_fields
+from tasks.text import TOKENIZER_BYTES, tokenizer_command, tokenizer_file
 
 _LARGE = 2**31  # a bound from here on keeps a number in its type and tells a user nothing
 
@@ -86,7 +87,7 @@ def _presence(name: str, task_class: type[Task]) -> str:
     if name not in data.SETS:  # what else a user's task reads, only that task knows
         ours = task_class.__module__.partition(".")[0] == tasks.__name__
         return f"{name} (needs no download)" if ours else name
-    return f"{name} ({'missing' if data.missing(name) else 'here'})"
+    return f"{name} ({'missing' if lacking(name) else 'here'})"
 
 
 def parameters(task_class: type[Task]) -> tuple[list[Parameter], list[Parameter]]:
@@ -171,8 +172,9 @@ class Found:
         here: it can be opened.
         place: where it lies, or would be looked for; empty: in the cache of `datasets`.
         num_bytes: on disk if it lies there, else about what is downloaded.
-        command: downloads it; empty if it is here.
-        problem: why it cannot be opened; empty if it can.
+        command: downloads what is not here: the data set, a tokenizer that its text needs, or both;
+            empty if it is here, and if only a package is missing.
+        problem: why no task can be trained on it, a line each; empty if one can.
     """
 
     name: str
@@ -200,14 +202,37 @@ def reader_missing() -> bool:
     return importlib.util.find_spec("datasets") is None
 
 
+def lacking(name: str) -> list[str]:
+    """What keeps this machine from training on a data set, as the task of ours that reads it says.
+
+    The task knows more than where the data lie: other forms that it reads, a tokenizer it needs.
+    """
+    for task_name in tasks.REGISTRY:
+        task_class = tasks.resolve(task_name)
+        field = task_class.Config.model_fields.get("data")
+        if field is not None and name in _choices(field.annotation):
+            return task_class.missing(task_class.Config.model_construct(data=name))
+    return data.missing(name)
+
+
 def _found(name: str) -> Found:
     known, place = data.SETS[name], data.folder() / name
-    problem = next(iter(data.missing(name)), "")
-    if problem:
-        return Found(name, False, str(place), known.num_bytes, known.command(place), problem)
-    if not place.is_dir():
-        return Found(name, True, "", known.num_bytes, "", "")
-    return Found(name, True, str(place), _size(place), "", "")
+    problems, num_bytes = lacking(name), 0
+    if not problems:
+        here = place.is_dir()
+        num_bytes = _size(place) if here else known.num_bytes
+        return Found(name, True, str(place) if here else "", num_bytes, "", "")
+    commands = list[str]()
+    if any(each.startswith(tuple(data.missing(name))) for each in problems):
+        commands.append(known.command(place))
+        num_bytes += known.num_bytes
+    if name == "wikitext103" and not tokenizer_file().is_file():
+        commands.append(tokenizer_command())
+        num_bytes += TOKENIZER_BYTES
+    if not commands:
+        num_bytes = _size(place)
+    command, problem = " && ".join(commands), "\n".join(problems)
+    return Found(name, False, str(place), num_bytes, command, problem)
 
 
 def _size(folder: Path) -> int:

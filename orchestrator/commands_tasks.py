@@ -56,7 +56,8 @@ def data(
             where = each.place or "the cache of `datasets`"
             out.print(f"{each.name:<12} here     {size(each.num_bytes):<8} {where}", markup=False)
         else:
-            about = f"{each.name:<12} missing  {size(each.num_bytes):<8} {each.command}"
+            how = each.command or each.problem.replace("\n", "; ")
+            about = f"{each.name:<12} missing  {size(each.num_bytes):<8} {how}"
             out.print(about, markup=False)
 
 

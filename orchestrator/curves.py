@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from orchestrator.aggregate import NORMALISED_RANK, IncomparableTrialsError, over_seeds
 from orchestrator.store import Store
+from orchestrator.subjects import has_brackets, natural
 
 MAX_CURVES = 40
 MAX_POINTS = 200
@@ -87,9 +88,8 @@ def choose(series: Iterable[Series]) -> dict[Series, str]:
             rank = _FIRST.index(metric) if metric in _FIRST else len(_FIRST)
             pruned = "/kept_" in metric  # a few fractions would fill the page
             return (2 if pruned else 0, rank, metric, SPLITS.index(subject), ())
-        split = re.split(r"([0-9]+)", subject)  # numbers at the odd places
-        parts = tuple((int(p), "") if i % 2 else (-1, p) for i, p in enumerate(split))
-        return (3 if "[" in subject else 1, 0, "", _SPECTRAL.index(metric), parts)
+        part = has_brackets(subject)
+        return (3 if part else 1, 0, "", _SPECTRAL.index(metric), natural(subject))
 
     shown = {one for one in series if one[0] in SPLITS or one[1] in _SPECTRAL}
     return {one: curve_key(*one) for one in sorted(shown, key=order)[:MAX_CURVES]}

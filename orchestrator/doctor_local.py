@@ -214,7 +214,8 @@ def data(sweep: Sweep | None) -> Iterator[Finding]:
     yield Finding(level, "data", what, fix if level == "warning" else "")
     for each in sets:
         if not each.here and Path(each.place).is_dir():  # a part of it is
-            yield Finding("warning", "data", each.problem)
+            for problem in each.problem.split("\n"):
+                yield Finding("warning", "data", problem)
 
 
 def needed(sweep: Sweep) -> list[Finding]:

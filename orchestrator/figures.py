@@ -83,7 +83,10 @@ class Plots:
         configuration: Chosen = None,
         ax: Axes | None = None,
     ) -> Axes:
-        """One metric of every matrix, matrix x step; parts of matrices (heads) are left out."""
+        """One metric of every matrix, matrix x step.
+
+        Parts of matrices (heads, thirds of a fused one) are left out; see `subjects.whole`.
+        """
         table = whole_of(scalars_of(self._results, metric))
         one = configuration_of(self._results, trial, configuration, table)
         heat = scalar_heat(table, one)

@@ -251,5 +251,5 @@ def agreement_name(reference: str) -> str:
 
 
 def whole_of(table: pa.Table) -> pa.Table:
-    """Without parts of matrices, unless there is nothing else."""
+    """Without parts of matrices, unless there is nothing else; see `subjects.whole`."""
     return only(table, "subject", whole_subjects(table))

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from orchestrator import subjects
 from orchestrator.comparable import level_of, level_order
 from orchestrator.figures_text import shorter
 from orchestrator.fits import Floats
@@ -142,9 +143,8 @@ def configurations(trials: pa.Table, parameters: Sequence[str]) -> list[Configur
 
 
 def whole_subjects(table: pa.Table) -> list[str]:
-    """The subjects in order, without parts of matrices (heads) unless there is nothing else."""
-    subjects = list(dict.fromkeys(table["subject"].to_pylist()))
-    return [subject for subject in subjects if "[" not in subject] or subjects
+    """The subjects in order without parts of matrices; see `subjects.whole`."""
+    return subjects.whole(table["subject"].to_pylist())
 
 
 def chance_levels(scalars: pa.Table) -> dict[str, list[float]]:
@@ -264,7 +264,7 @@ def _heat(
 def most_changed(scalars: pa.Table) -> str | None:
     """The subject whose value changed most, |last - first|, on average over the trials.
 
-    Parts of matrices (heads) only if there is nothing else. None for a table without rows.
+    Parts of matrices only if there is nothing else. None for a table without rows.
     """
     change: dict[str, list[float]] = {}
     ends: dict[tuple[str, str], tuple[int, float, int, float]] = {}
@@ -282,5 +282,4 @@ def most_changed(scalars: pa.Table) -> str | None:
         ends[subject, trial_id] = (first, at_first, last, at_last)
     for (subject, _), (_, at_first, _, at_last) in ends.items():
         change.setdefault(subject, []).append(abs(at_last - at_first))
-    whole = [subject for subject in change if "[" not in subject] or list(change)
-    return max(whole, key=lambda s: sum(change[s]) / len(change[s]), default=None)
+    return max(subjects.whole(change), key=lambda s: sum(change[s]) / len(change[s]), default=None)

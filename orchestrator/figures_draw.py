@@ -8,6 +8,7 @@ after a space, with what it is; `lines_table` turns them back into numbers.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from orchestrator.lines import STEP_LABEL
 CHANCE = "chance"
 """The gid of a line that marks a chance level."""
 MOST_LABELS = 70
-"""Rows of a heat map that still have their name beside them."""
+"""Names beside a heat map, at most; of more rows every second has one, or every third, ..."""
 _LONGEST = 40
 _EMPTY = "0.85"
 
@@ -75,10 +76,12 @@ def draw_heat(
     ax.tick_params(which="both", labelsize=7)
     if all(isinstance(row, int) for row in heat.rows):
         ax.set_ylabel("index (1 = largest singular value)" if labels else "", fontsize=8)
-    elif len(heat.rows) <= MOST_LABELS:
+    else:
         size = 7 if len(heat.rows) <= 24 else 5
-        names = [literal(_named(heat, row)) for row in heat.rows]
-        ax.set_yticks(range(1, len(names) + 1), names if labels else [], fontsize=size)
+        every = max(1, math.ceil(len(heat.rows) / MOST_LABELS))
+        names = [literal(_named(heat, row)) for row in heat.rows[::every]]
+        places = range(1, len(heat.rows) + 1, every)
+        ax.set_yticks(places, names if labels else [], fontsize=size)
         ax.tick_params(axis="y", length=0)
     return mesh
 

@@ -93,9 +93,9 @@ def _losses(material: Material, by: str | None) -> Sheet | None:
 
 def _ranks(material: Material) -> Sheet | None:
     how = (
-        f"{STEPS} One row per matrix (parts of matrices are left out). Colour: effective rank, the "
-        f"exponential of the entropy of the singular values over their sum, divided by the smaller "
-        f"side: between 1/R and 1. {MEAN} {GREY}"
+        f"{STEPS} One row per matrix; parts of matrices (heads, thirds of a fused one) are left "
+        "out. Colour: effective rank, the exponential of the entropy of the singular values over "
+        f"their sum, divided by the smaller side: between 1/R and 1. {MEAN} {GREY}"
     )
     heats = scalar_heats(material, NORMALISED_RANK, None)
     title, label = "Normalised effective rank, matrix by step", "effective rank / full rank"

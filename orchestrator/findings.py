@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from orchestrator import summaries
-from orchestrator.aggregate import Estimate, FinalRow, final_table
+from orchestrator.aggregate import Estimate, FinalRow, final_table, val_metrics
 from orchestrator.curves import shown_rows
 from orchestrator.errors import UserError
 from orchestrator.projection import MAX_RUNS, PREFIX, Plan
@@ -45,7 +45,7 @@ def collect(store: Store, plan: Plan) -> tuple[str, dict[str, bytes]]:
     scalars = shown_rows(store, outcomes)
     axes = list(results.parameters)
     try:
-        final = final_table(trials, scalars, axes)
+        final = final_table(trials, scalars, axes, threshold=results.generalises_below)
         files["tables/final.csv"] = _final_csv(final, axes)
         summaries.ensure(store)
     except UserError as error:
@@ -72,14 +72,17 @@ def _introduction(store: Store, plan: Plan) -> str:
 
 def _final_csv(final: Sequence[FinalRow], axes: Sequence[str]) -> bytes:
     subjects = sorted({subject for row in final for subject in row.ranks})
-    columns = ["val_error", *(f"effective_rank_normalised {subject}" for subject in subjects)]
+    metrics = val_metrics(final)
+    columns = [*(f"val_{name}" for name in metrics)]
+    columns += [*(f"effective_rank_normalised {subject}" for subject in subjects)]
     counts = ["n_completed", "n_diverged", "n_pruned", "n_generalised", "n_judged"]
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
     bounds = [f"{column}{part}" for column in columns for part in ("", " lower", " upper")]
     out.writerow(["config_id", *axes, *counts, *bounds])
     for row in final:
-        estimates: list[Estimate | None] = [row.val_error, *map(row.ranks.get, subjects)]
+        estimates: list[Estimate | None] = [*map(row.val.get, metrics)]
+        estimates += map(row.ranks.get, subjects)
         numbers = [x for e in estimates for x in ((e.mean, e.lower, e.upper) if e else [None] * 3)]
         values = [row.parameters[axis] for axis in axes]
         out.writerow([row.config_id, *values, *(getattr(row, name) for name in counts), *numbers])
@@ -87,28 +90,33 @@ def _final_csv(final: Sequence[FinalRow], axes: Sequence[str]) -> bytes:
 
 
 def _final_lines(final: Sequence[FinalRow], axes: Sequence[str]) -> str:
-    """The end of the sweep as a Markdown table; empty without a validation error."""
-    judged = [row for row in final if row.val_error and row.n_judged]
-    if not judged:
+    """The end of the sweep as a Markdown table; empty without metrics on val."""
+    metrics = summaries.shown_metrics(final)
+    listed = [row for row in final if row.val]
+    if not listed:
         return ""
-    lines = [
-        f"| {' | '.join([*axes, 'trials', 'generalised', 'validation error'])} |",
-        "|" + " --- |" * (len(axes) + 3),
-    ]
-    for row in judged[:_MOST_LINES]:
-        error = row.val_error
-        assert error is not None
-        mean = f"{error.mean:.4g}"
-        if error.lower is not None and error.upper is not None:
-            mean += f" [{error.lower:.4g}, {error.upper:.4g}]"
-        values = [str(row.parameters[axis]) for axis in axes]
-        trials = str(row.n_completed + row.n_diverged + row.n_pruned)
-        generalised = f"{row.n_generalised}/{row.n_judged}"
-        lines.append(f"| {' | '.join([*values, trials, generalised, mean])} |")
-    if len(judged) > _MOST_LINES:
-        lines.append(f"\n{len(judged) - _MOST_LINES} more configurations in `tables/final.csv`.")
+    judged = any(row.n_judged for row in listed)
+    header = [*axes, "trials", *["generalised"][:judged], *(f"validation {m}" for m in metrics)]
+    lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
+    for row in listed[:_MOST_LINES]:
+        cells = [str(row.parameters[axis]) for axis in axes]
+        cells.append(str(row.n_completed + row.n_diverged + row.n_pruned))
+        if judged:
+            cells.append(f"{row.n_generalised}/{row.n_judged}")
+        cells += [_mean(row.val.get(name)) for name in metrics]
+        lines.append(f"| {' | '.join(cells)} |")
+    if len(listed) > _MOST_LINES:
+        lines.append(f"\n{len(listed) - _MOST_LINES} more configurations in `tables/final.csv`.")
     lines.append("\nMean over seeds and its 95 % Student-t interval, at the last step.")
     return "\n" + "\n".join(lines) + "\n"
+
+
+def _mean(found: Estimate | None) -> str:
+    if found is None or found.mean is None:
+        return "–"
+    if found.lower is None or found.upper is None:
+        return f"{found.mean:.4g}"
+    return f"{found.mean:.4g} [{found.lower:.4g}, {found.upper:.4g}]"
 
 
 def _trends(store: Store) -> dict[str, bytes]:

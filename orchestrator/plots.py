@@ -33,6 +33,7 @@ from orchestrator.lines import (
     singular_values,
     spectra_of,
 )
+from orchestrator.subjects import without_brackets
 
 __all__ = ["metric_over_steps", "singular_values", "sweep_figures"]
 
@@ -94,7 +95,7 @@ def _panels(trials: pa.Table, scalars: pa.Table, metric: str, by: str | None) ->
         return None
     subjects = found
     if len(subjects) > MAX_PANELS // 2:
-        subjects = [subject for subject in found if "[" not in subject] or found
+        subjects = without_brackets(found)
     subjects = subjects[:MAX_PANELS]
     known = _with_rows(trials, scalars)
     chosen = few_of(known, by)

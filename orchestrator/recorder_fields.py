@@ -109,7 +109,7 @@ def read_params(name: str, params: Any, problems: Problems) -> dict[str, Any]:
     """The parameters in JSON types.
 
     Args:
-        name: of what is trained, for messages.
+        name: of what is trained, for messages; empty: it has none yet.
         params: as they were given.
         problems: receives what is wrong with them.
     """
@@ -125,9 +125,8 @@ def read_params(name: str, params: Any, problems: Problems) -> dict[str, Any]:
             problems.add(place, f"expected {_ACCEPTED}, got {show(key)}")
             continue
         if key.lower() in RESERVED:
-            problems.add(
-                place, f"{name} has a parameter {key!r}, a column of the trials table: rename it"
-            )
+            what = f"has a parameter {key!r}, a column of the trials table: rename it"
+            problems.add(place, f"{name or 'the trial'} {what}")
         elif key.lower() in lower:  # SQL does not tell them apart
             first = lower[key.lower()]
             problems.add(

@@ -14,12 +14,14 @@ from orchestrator import summaries, trends
 from orchestrator.aggregate import NORMALISED_RANK
 from orchestrator.columns import only
 from orchestrator.comparable import level_of, level_order
+from orchestrator.figures_data import whole_subjects
 from orchestrator.figures_kinds import MAX_PARAMETERS, swept_in
 from orchestrator.figures_panels import Material
 from orchestrator.report_page import Table
 from orchestrator.results import Results
 from orchestrator.schemas import RESULTS, TRIALS
 from orchestrator.store import Store
+from orchestrator.subjects import natural
 
 MOST_ROWS = 60
 
@@ -101,10 +103,8 @@ def fitted(material: Material) -> list[Table]:
     """Trends of the ranks, the alignment and the task's metrics; see `orchestrator.trends`."""
     measured = only(material.scalars, "metric", [NORMALISED_RANK, "alignment"])
     chosen = pa.concat_tables([material.own, measured])
-    subjects = [s for s in dict.fromkeys(chosen["subject"].to_pylist()) if "[" not in s]
-    table = trends.fit(
-        material.trials, only(chosen, "subject", subjects), list(material.parameters)
-    )
+    chosen = only(chosen, "subject", whole_subjects(chosen))
+    table = trends.fit(material.trials, chosen, list(material.parameters))
     labels = {each.config_id: each.label or "all" for each in material.configurations}
     rows = table.to_pylist()
     return [t for t in (_ends(rows, labels), _paired(rows), _across(rows)) if t is not None]
@@ -121,7 +121,8 @@ def _ends(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Table
     body = [
         (metric, subject, labels.get(config_id, config_id), *_two(both))
         for (metric, subject, config_id), both in sorted(
-            ends.items(), key=lambda item: (*item[0][:2], order.index(item[0][2]))
+            ends.items(),
+            key=lambda item: (item[0][0], natural(item[0][1]), order.index(item[0][2])),
         )
     ]
     about = (

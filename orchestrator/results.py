@@ -38,7 +38,7 @@ from orchestrator.columns import (
 )
 from orchestrator.errors import DamageError, QueryError
 from orchestrator.factors import FactorArrays, by_step
-from orchestrator.schemas import TABLES, TRIALS, read_parquet
+from orchestrator.schemas import GENERALISES_BELOW, TABLES, TRIALS, read_parquet
 from orchestrator.store import Store
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Results:
         root: the store's folder.
         name: of the sweep.
         task: registered name of its task.
+        generalises_below: validation error below which a trial counts as having generalised; None:
+            the task's errors are not judged.
         scope: "newest": trials of the newest sweep file. "all": also those it no longer names.
         running: whether rows of uncommitted attempts are included (see `open`).
         parameters: the swept parameters in file order: columns of `trials()` that tell its
@@ -64,6 +66,7 @@ class Results:
     root: Path
     name: str
     task: str
+    generalises_below: float | None
     scope: str
     running: bool
     parameters: tuple[str, ...]
@@ -122,6 +125,8 @@ class Results:
         # Nothing above has changed this object, so a refresh that raises leaves it as it was.
         self.name = records[-1].name if records else self.root.name
         self.task = records[-1].task if records else "unknown"
+        judged = records[-1].generalises_below if records else GENERALISES_BELOW
+        self.generalises_below = judged
         self.parameters = tuple(parameters)
         self._named = named
         self._current = current

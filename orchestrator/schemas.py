@@ -90,6 +90,9 @@ RESULTS = ("completed", "diverged", "pruned")
 # the process (seen with pyarrow 25.0.1); our files are too small to gain from them.
 _ONE_THREAD = pa.ipc.IpcReadOptions(use_threads=False)
 
+GENERALISES_BELOW = 0.05
+"""Validation error below which a trial has generalised, where its task does not say otherwise."""
+
 TRIALS_KEY = b"spectral_sweeps.trials"
 """Metadata of a shard: JSON list of its trials' id, configuration, seed and parameters."""
 

@@ -190,6 +190,7 @@ def _accept(store: Store, sweep: Sweep) -> int:
         "name": sweep.name,
         "task": sweep.task_name,
         "task_version": sweep.task_class.version,
+        "generalises_below": sweep.task_class.generalises_below,
         "overrides": list(sweep.overrides),
         "source": sweep.source,
         "base": str(sweep.base),

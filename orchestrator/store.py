@@ -27,7 +27,16 @@ import pyarrow.compute as pc
 from orchestrator import checkpoints, files, recorded
 from orchestrator.errors import DamageError, StoreError
 from orchestrator.factors import FACTORS
-from orchestrator.schemas import FORMAT_VERSION, RESULTS, TABLES, TRIALS, decode, trials_of, unseal
+from orchestrator.schemas import (
+    FORMAT_VERSION,
+    GENERALISES_BELOW,
+    RESULTS,
+    TABLES,
+    TRIALS,
+    decode,
+    trials_of,
+    unseal,
+)
 
 _EPOCH = re.compile(r"(\d{6})\.json")
 _SEGMENT = re.compile(r"(\d{6})-(\d{6})\.arrow")
@@ -59,6 +68,7 @@ class SweepRecord:
     accepted_at: datetime
     ids: tuple[Path, str]  # the file that lists the trials, and its checksum
     announced: tuple[str, ...] | None = None  # trials of recorders; None: there is a sweep file
+    generalises_below: float | None = GENERALISES_BELOW  # see `tasks.Task`
 
     @cached_property
     def trial_ids(self) -> tuple[str, ...]:
@@ -413,6 +423,8 @@ def _read_record(path: Path) -> SweepRecord:
         accepted_at=datetime.fromisoformat(facts["accepted_at"]),
         ids=(path.with_suffix(".trials"), facts["checksums"]["trials"]),
         announced=tuple(trial.trial_id for trial in announced) if announced is not None else None,
+        # those of recorders, and of before it was written down, have none
+        generalises_below=facts.get("generalises_below", GENERALISES_BELOW),
     )
 
 

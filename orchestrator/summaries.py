@@ -22,6 +22,7 @@ from orchestrator.files import checksum
 from orchestrator.results import Results
 from orchestrator.schemas import SPECTRA
 from orchestrator.store import Store
+from orchestrator.subjects import natural, without_brackets
 
 WIDE = 5
 """Up to this many configurations stand side by side, with a line per matrix."""
@@ -100,20 +101,23 @@ def final_table(results: Results) -> tuple[str, list[str], list[list[str]]] | No
 
     None without results, or with more rows than `MAX_ROWS`.
 
-    Per configuration: trials that generalised as counts, validation error, and the normalised
-    effective rank of each matrix at the last step, as mean and 95 % t interval over seeds.
+    Per configuration, at the last step: the task's metrics on val and the normalised effective rank
+    of each matrix, as mean and 95 % t interval over seeds. Where trials are judged by their error,
+    the number of those that generalised stands instead of the loss.
     """
     if _count_rows(Store(results.root).outcomes())["scalars"] > MAX_ROWS["scalars"]:
         return None
     trials = results.trials()
-    rows = aggregate.final_table(trials, results.scalars(), list(results.parameters))
+    below = results.generalises_below
+    parameters = list(results.parameters)
+    rows = aggregate.final_table(trials, results.scalars(), parameters, threshold=below)
     if not rows:
         return None
     title = f"{results.name}: mean ± 95 % t interval over seeds at the last step"
     if any(row.n_judged for row in rows):
-        title += "\ngeneralised: validation error below 0.05 within the last tenth of the steps"
+        title += f"\ngeneralised: validation error below {below} within the last tenth of the steps"
     names = [_configuration(row.parameters) for row in rows]
-    matrices = [s for s in _matrices(rows) if "[" not in s] or _matrices(rows)
+    matrices = sorted(without_brackets(_matrices(rows)), key=natural)
     if len(rows) <= WIDE:
         lines = [(label, [value(row) for row in rows]) for label, value in _lines(rows, matrices)]
         return title, ["", *names], [[label, *values] for label, values in lines]
@@ -141,7 +145,13 @@ def _lines(rows: Sequence[aggregate.FinalRow], matrices: Sequence[str]) -> list[
         lines.append(("diverged", lambda row: str(row.n_diverged)))
     if any(row.n_judged for row in rows):
         lines.append(("generalised", lambda row: f"{row.n_generalised}/{row.n_judged}"))
-        lines.append(("validation error", lambda row: estimate(row.val_error)))
+    lines += [
+        (
+            f"validation {name}",
+            lambda row, name=name: estimate(row.val.get(name), small=name == "loss"),
+        )
+        for name in shown_metrics(rows)
+    ]
     if matrices:
         lines.append(("normalised effective rank", lambda row: ""))
     lines += [
@@ -151,13 +161,23 @@ def _lines(rows: Sequence[aggregate.FinalRow], matrices: Sequence[str]) -> list[
     return lines
 
 
-def estimate(found: aggregate.Estimate | None) -> str:
-    """A mean and half its 95 % t interval, ``0.310 ± 0.060``; a dash where there is none."""
+def shown_metrics(rows: Sequence[aggregate.FinalRow]) -> list[str]:
+    """The metrics on val that the end of a run shows: without the loss where errors are judged."""
+    judged = any(row.n_judged for row in rows)
+    return [name for name in aggregate.val_metrics(rows) if not (judged and name == "loss")]
+
+
+def estimate(found: aggregate.Estimate | None, *, small: bool = False) -> str:
+    """A mean and half its 95 % t interval, ``0.310 ± 0.060``; a dash where there is none.
+
+    `small`: a mean that three decimals would not tell from 0 is written as ``3.1e-05 ± 6.0e-06``.
+    """
     if found is None or found.mean is None:
         return "–"
+    form = ".1e" if small and 0 < abs(found.mean) < 0.01 else ".3f"
     if found.lower is None or found.upper is None:
-        return f"{found.mean:.3f}"
-    return f"{found.mean:.3f} ± {(found.upper - found.lower) / 2:.3f}"
+        return f"{found.mean:{form}}"
+    return f"{found.mean:{form}} ± {(found.upper - found.lower) / 2:{form}}"
 
 
 def _configuration(parameters: Mapping[str, Any]) -> str:

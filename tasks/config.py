@@ -184,24 +184,28 @@ class TrainingConfig(BaseModel):
             problems.append(f"milestones ({shown}) begin before the warmup ({self.warmup}) ends")
         return problems
 
-    def _batches_fit(self, count: int, what: str, advice: str) -> Self:
-        """Refuse batches that `count` training examples, called `what`, cannot be made into."""
+    def _batch_problems(self, count: int, what: str, advice: str) -> list[str]:
+        """Why `count` training examples, called `what`, cannot be made into batches: each reason.
+
+        `advice` says how a sweep file asks for all of them.
+        """
+        problems = []
         if self.batch_size is not None and self.batch_size > count:
-            raise ValueError(
+            problems.append(
                 f"batch_size ({self.batch_size}) exceeds the {count} training {what}; "
                 f"{advice} to train on all of them"
             )
         if self.batch_size is None and self.order_seed is not None:
-            raise ValueError(
+            problems.append(
                 f"order_seed has no effect without batch_size: every step takes all training {what}"
             )
         per_step = self.batch_size or count
         if per_step % self.micro_batches:
-            raise ValueError(
+            problems.append(
                 f"micro_batches ({self.micro_batches}) does not divide the {per_step} examples "
                 "of a step"
             )
-        return self
+        return problems
 
     def _without(self, problems: list[str]) -> Self:
         if problems:

@@ -35,6 +35,7 @@ __all__ = [
     "CorruptDataError",
     "DataSet",
     "MissingDataError",
+    "files_of",
     "folder",
     "missing",
     "open_split",
@@ -142,6 +143,19 @@ def place(name: str, split: str) -> Path:
     return files.paths[0] if len(files.paths) == 1 else files.paths[0].parent
 
 
+def files_of(name: str, split: str) -> list[tuple[Path, int]]:
+    """The files of a split and how many rows of it each holds, in their order.
+
+    For a message about one row. A split of `Dataset.save_to_disk` is one folder.
+    """
+    files = _find(SETS[name], split)
+    if files.kind == "parquet":
+        import pyarrow.parquet as pq
+
+        return [(path, pq.read_metadata(path).num_rows) for path in files.paths]
+    return [(path, len(_READERS[files.kind]([path]))) for path in files.paths]
+
+
 @dataclass(frozen=True)
 class _Files:
     """The files of one split.
@@ -221,7 +235,9 @@ def _lacking(known: DataSet, split: str, files: _Files) -> str:
 
 
 def _again(known: DataSet) -> str:
-    return f"It is downloaded with: {known.command(folder() / known.name)}"
+    # `hf download` fetches only what is not there yet; how much that is, only the hub knows.
+    command = known.command(folder() / known.name)
+    return f"What is not there is downloaded with (all of it is about {known.size}): {command}"
 
 
 def _installed() -> bool:

@@ -108,12 +108,14 @@ class ImageClassificationConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _steps_fit(self) -> Self:
-        count = SOURCES[self.data].count
+        problems = []
         if self.num_val == 0:
-            raise ValueError(
-                f"val_fraction ({self.val_fraction}) of {count} images leaves none for val"
+            problems.append(
+                f"val_fraction ({self.val_fraction}) of {SOURCES[self.data].count} images leaves "
+                "none for val"
             )
-        return self._batches_fit(self.num_train, "images", "set it to null")
+        problems += self._batch_problems(self.num_train, "images", "set it to null")
+        return self._without(problems)
 
 
 class ImageClassification(Task):

@@ -69,34 +69,24 @@ class ImageGenerationConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _examples_fit(self) -> Self:
-        held = images.SOURCES[self.data].count
+        held, train = images.SOURCES[self.data].count, self.num_train
+        problems = []
         if self.used > held:
-            raise ValueError(
+            problems.append(
                 f"num_images ({self.num_images}) exceeds the {held} images of {self.data}"
             )
-        train = self.num_train
         if train == 0:
-            raise ValueError(
+            problems.append(
                 f"train_fraction ({self.train_fraction}) of {self.used} images leaves none "
                 "to train on"
             )
-        for name in ("batch_size", "train_examples"):
-            value = getattr(self, name)
-            if value is not None and value > train:
-                raise ValueError(
-                    f"{name} ({value}) exceeds the {train} training images; "
-                    "write null to take all of them"
-                )
-        if self.batch_size is None and self.order_seed is not None:
-            raise ValueError(
-                "order_seed has no effect without batch_size: every step takes all training images"
+            return self._without(problems)
+        if self.train_examples is not None and self.train_examples > train:
+            problems.append(
+                f"train_examples ({self.train_examples}) exceeds the {train} training images; "
+                "set it to null to take metrics on all of them"
             )
-        if (per_step := self.batch_size or train) % self.micro_batches:
-            raise ValueError(
-                f"micro_batches ({self.micro_batches}) does not divide the {per_step} examples "
-                "of a step"
-            )
-        return self
+        return self._without([*problems, *self._batch_problems(train, "images", "set it to null")])
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:

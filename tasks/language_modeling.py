@@ -107,6 +107,7 @@ class LanguageModeling(Task):
 
     Config = LanguageModelingConfig
     name = "language_modeling"
+    generalises_below = None  # most tokens of a text cannot be known from those before
     config: LanguageModelingConfig
 
     # Torch's fused attention has no batching rule on the CPU. Explicit attention under vmap takes

@@ -14,8 +14,10 @@ books", ICASSP 2015.
 
 from __future__ import annotations
 
+import bisect
 import fcntl
 import hashlib
+import itertools
 import os
 import platform
 import shutil
@@ -138,14 +140,16 @@ def _of_folder(folder: Path) -> Iterator[_Entry]:
 
 def _of_table(split: str) -> Iterator[_Entry]:
     # As Arrow, columns come as they are stored: `datasets` decodes sound with another library.
-    home = data.folder() / "librispeech"
     table = data.open_split("librispeech", split).with_format("arrow")
     texts = table.select_columns(["id", "text"])[:].to_pylist()
     sounds = table.select_columns(["audio"])
+    files = data.files_of("librispeech", split)
+    ends = list(itertools.accumulate(rows for _, rows in files))
 
     def read(row: int, id_: str) -> Tensor:
         audio = sounds[row].to_pylist()[0]["audio"] or {"bytes": None, "path": None}
-        where = f"{home}, split {split}, utterance {id_}"
+        file, _ = files[bisect.bisect_right(ends, row)]
+        where = f"{file}, split {split}, utterance {id_}"
         if audio["bytes"] is not None:
             return read_sound(audio["bytes"], where)
         if audio["path"] is None:

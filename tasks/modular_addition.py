@@ -72,14 +72,17 @@ class ModularAdditionConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Self:
+        problems = []
         if self.width % self.heads:
-            raise ValueError(f"width ({self.width}) is not divisible by heads ({self.heads})")
-        pairs = self.modulus**2
+            problems.append(f"width ({self.width}) is not divisible by heads ({self.heads})")
         if self.num_train == 0:
-            raise ValueError(
-                f"train_fraction ({self.train_fraction}) of {pairs} pairs leaves none to train on"
+            problems.append(
+                f"train_fraction ({self.train_fraction}) of {self.modulus**2} pairs leaves none to "
+                "train on"
             )
-        return self._batches_fit(self.num_train, "pairs", "leave it out")
+        else:
+            problems += self._batch_problems(self.num_train, "pairs", "leave it out")
+        return self._without(problems)
 
 
 class ModularAddition(Task):

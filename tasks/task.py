@@ -80,6 +80,11 @@ class Task(ABC):
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
     """The names `eval_data` knows; they become subjects of the metrics."""
 
+    generalises_below: ClassVar[float | None] = 0.05
+    """The metric `error` on val below which a trial counts as having generalised, in the table that
+    a run ends with and in MLflow. None: errors are not judged, as where no model can come near 0.
+    Recorded with the sweep when it is run; part of no identity."""
+
     name: ClassVar[str]
     """The registered name; by default the class's name."""
 

@@ -28,7 +28,18 @@ from tasks.task import TaskError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["ALPHABET", "BATCH_LINES", "GPT_NEOX_TOKENS", "Corpus", "cleaned", "corpus", "missing"]
+__all__ = [
+    "ALPHABET",
+    "BATCH_LINES",
+    "GPT_NEOX_TOKENS",
+    "TOKENIZER_BYTES",
+    "Corpus",
+    "cleaned",
+    "corpus",
+    "missing",
+    "tokenizer_command",
+    "tokenizer_file",
+]
 
 ALPHABET = " " + string.digits + string.ascii_lowercase
 """The characters of the embedded text; the place of one is its token id."""
@@ -45,7 +56,8 @@ BATCH_LINES = 1000
 
 _CLEANING = "2"  # raised when `cleaned` changes: token ids on disk are then made anew
 _ABANDONED_SECONDS = 600.0  # who writes a temporary file touches it at every batch of lines
-_TOKENIZER_BYTES = 2_100_000
+TOKENIZER_BYTES = 2_100_000
+"""Of the tokenizer's file, about."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +104,11 @@ def missing(name: str, vocabulary: int | None = None) -> list[str]:
     problems = []
     if name == "wikitext103":
         problems += data.missing(name)
-        file = _tokenizer_file()
+        file = tokenizer_file()
         if not file.is_file():
             problems.append(
                 f"the tokenizer of wikitext103 is not on this machine: looked for {file}. Download "
-                f"it there (about {_TOKENIZER_BYTES / 1e6:.1f} MB) with: {_tokenizer_command()}"
+                f"it there (about {TOKENIZER_BYTES / 1e6:.1f} MB) with: {tokenizer_command()}"
             )
     elif importlib.util.find_spec("pydoc_data") is None:
         problems.append(
@@ -164,12 +176,14 @@ def _byte_pairs(text: str, vocabulary: int) -> NDArray[np.uint16]:
     return np.array(tokenizer.encode(text).ids, np.uint16)
 
 
-def _tokenizer_file() -> Path:
+def tokenizer_file() -> Path:
+    """Where the tokenizer of wikitext103 is looked for."""
     return data.folder() / "gpt-neox-20b" / "tokenizer.json"
 
 
-def _tokenizer_command() -> str:
-    folder = str(_tokenizer_file().parent)
+def tokenizer_command() -> str:
+    """The shell command that downloads it there."""
+    folder = str(tokenizer_file().parent)
     words = ["hf", "download", "EleutherAI/gpt-neox-20b", "tokenizer.json", "--local-dir", folder]
     return shlex.join(words)
 
@@ -177,19 +191,19 @@ def _tokenizer_command() -> str:
 def _tokenizer() -> Tokenizer:
     from tokenizers import Tokenizer
 
-    file = _tokenizer_file()
+    file = tokenizer_file()
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:
         raise CorruptDataError(
             f"{file} cannot be read: {error}. Remove it and download it again: "
-            f"{_tokenizer_command()}"
+            f"{tokenizer_command()}"
         ) from error
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
     if largest >= GPT_NEOX_TOKENS:
         raise CorruptDataError(
             f"{file} has token ids up to {largest}, that of EleutherAI/gpt-neox-20b up to "
-            f"{GPT_NEOX_TOKENS - 1}. Remove it and download it again: {_tokenizer_command()}"
+            f"{GPT_NEOX_TOKENS - 1}. Remove it and download it again: {tokenizer_command()}"
         )
     return tokenizer
 
@@ -203,7 +217,7 @@ def _wikitext103(split: str, clean: bool) -> Corpus:
             f"{', '.join(lines.column_names)}. Remove it and download it again."
         )
     cleaning = _CLEANING if clean else "none"
-    key = hashlib.sha256(f"{cleaning} {len(lines)} ".encode() + _tokenizer_file().read_bytes())
+    key = hashlib.sha256(f"{cleaning} {len(lines)} ".encode() + tokenizer_file().read_bytes())
     folder = data.folder() / "wikitext103-tokens"
     tokens = folder / f"{split}-{key.hexdigest()[:16]}.uint16"
     ends = tokens.with_suffix(".ends.npy")

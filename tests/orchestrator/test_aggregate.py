@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.aggregate import OVER_SEEDS, Estimate, final_table, over_seeds, t_interval
+from orchestrator.aggregate import (
+    OVER_SEEDS,
+    Estimate,
+    final_table,
+    over_seeds,
+    t_interval,
+    val_metrics,
+)
 from orchestrator.errors import IncomparableTrialsError
 from tests.orchestrator.tables import curve, scalars_table, trials_table
 
@@ -245,16 +252,16 @@ def test_the_final_table_counts_and_estimates():
     assert (first.config_id, first.parameters) == ("c1", {"weight_decay": 2.0})
     assert (first.n_completed, first.n_diverged, first.n_pruned) == (1, 0, 0)
     assert (first.n_generalised, first.n_judged) == (1, 1)
-    assert first.val_error == Estimate(1, 0.04, None, None, None)
+    assert first.val == {"error": Estimate(1, 0.04, None, None, None)}
     assert first.ranks == {"w": Estimate(1, 0.6, None, None, None)}
     assert (second.config_id, second.parameters) == ("c0", {"weight_decay": 10.0})
     assert (second.n_completed, second.n_diverged, second.n_pruned) == (2, 1, 0)
     assert (second.n_generalised, second.n_judged) == (1, 3)
     half = stats.t.ppf(0.975, 1) * 0.15  # sd / sqrt(2) of two values 0.3 apart
-    assert second.val_error is not None
-    assert second.val_error.mean == pytest.approx(0.16, rel=1e-12)
-    assert second.val_error.lower == pytest.approx(0.16 - half, rel=1e-12)
-    assert second.val_error.upper == pytest.approx(0.16 + half, rel=1e-12)
+    error = second.val["error"]
+    assert error.mean == pytest.approx(0.16, rel=1e-12)
+    assert error.lower == pytest.approx(0.16 - half, rel=1e-12)
+    assert error.upper == pytest.approx(0.16 + half, rel=1e-12)
     assert second.ranks["w"].mean == pytest.approx(0.3, rel=1e-12)
 
 
@@ -284,12 +291,29 @@ def test_the_threshold_is_the_callers():
     assert row.n_generalised == 1
 
 
-def test_a_task_without_validation_error_has_no_such_entries():
+def test_without_a_threshold_errors_are_not_judged():
+    """They are shown all the same."""
     trials = trials_table(("t0", "c", 0, "completed"))
 
-    (row,) = final_table(trials, scalars_table(*curve("t0", [1.0], "val", "loss")))
+    (row,) = final_table(trials, scalars_table(*curve("t0", [1.0, 0.0])), threshold=None)
 
-    assert (row.n_generalised, row.n_judged, row.val_error, row.ranks) == (None, None, None, {})
+    assert (row.n_generalised, row.n_judged) == (None, None)
+    assert row.val == {"error": Estimate(1, 0.0, None, None, None)}
+
+
+def test_every_metric_on_val_is_there_but_those_of_pruned_models():
+    """Whatever its name; nothing is judged without one called error."""
+    trials = trials_table(("t0", "c", 0, "completed"))
+    metrics = {"loss": 2.0, "wer": 0.5, "acc/top1": 0.25, "loss/kept_top_0.5": 9.0}
+    rows = [row for name, value in metrics.items() for row in curve("t0", [value], "val", name)]
+
+    (row,) = final_table(trials, scalars_table(*rows, *curve("t0", [1.0], "train", "loss")))
+
+    assert (row.n_generalised, row.n_judged, row.ranks) == (None, None, {})
+    assert {name: end.mean for name, end in row.val.items()} == {
+        "loss": 2.0, "wer": 0.5, "acc/top1": 0.25,
+    }  # fmt: skip
+    assert val_metrics([row]) == ["acc/top1", "wer", "loss"]
 
 
 def test_a_configuration_that_only_diverged_is_listed():
@@ -298,4 +322,4 @@ def test_a_configuration_that_only_diverged_is_listed():
     (row,) = final_table(trials, scalars_table(*curve("t0", [0.01])))
 
     assert (row.config_id, row.n_completed, row.n_diverged) == ("c", 0, 1)
-    assert (row.n_generalised, row.n_judged, row.val_error) == (0, 1, None)
+    assert (row.n_generalised, row.n_judged, row.val) == (0, 1, {})

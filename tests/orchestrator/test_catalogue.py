@@ -10,6 +10,8 @@ import pytest
 from pydantic import BaseModel, Field, create_model
 
 import tasks
+import tasks.librispeech
+import tasks.text
 from orchestrator import catalogue, cli, options
 from orchestrator.errors import UserError
 
@@ -116,14 +118,27 @@ def test_a_task_by_path_is_described_too(
     assert named.isdisjoint({"labels_seed", "order_seed", "dropout_seed"})
 
 
-def test_the_data_sets_of_a_task_are_said_to_be_here_or_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One of ours is here if its folder holds its files; of any other name nothing is said."""
+# --- what is here, as the task that reads it says ----------------------------------------------
+
+
+@pytest.fixture
+def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of data sets, and an empty cache of the `datasets` library."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv(tasks.data.ENVIRONMENT, str(tmp_path))
-    (tmp_path / "mnist").mkdir()
-    (tmp_path / "mnist" / "train.parquet").touch()
+    monkeypatch.setenv(tasks.data.ENVIRONMENT, str(tmp_path / "sets"))
+    tasks.data.use(None)  # a command that ran in this process may have chosen another
+    return tmp_path / "sets"
+
+
+def put(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"12345")
+
+
+def test_the_data_sets_of_a_task_are_said_to_be_here_or_not(sets: Path) -> None:
+    """One of ours is here if its folder holds its files; of any other name nothing is said."""
+    put(sets / "mnist" / "train.parquet")
 
     class Pictures(tasks.FullBatchConfig):
         data: Literal["digits", "mnist", "cifar10"] = "digits"
@@ -134,6 +149,79 @@ def test_the_data_sets_of_a_task_are_said_to_be_here_or_not(
     assert catalogue.heading("learned", Learned).splitlines()[-1] == (
         "data sets: digits, mnist (here), cifar10 (missing); see `sweep data`"
     )
+
+
+def text_files(sets: Path) -> list[Path]:
+    folder = sets / "wikitext103" / "wikitext-103-v1"
+    return [folder / f"{split}-00000-of-00001.parquet" for split in ("train", "validation")]
+
+
+TEXT = (
+    "hf download Salesforce/wikitext --repo-type dataset --include 'wikitext-103-v1/*' --local-dir"
+)
+TOKENIZER = "hf download EleutherAI/gpt-neox-20b tokenizer.json --local-dir"
+
+
+def test_a_text_that_is_missing_is_provided_with_its_tokenizer(sets: Path) -> None:
+    """Both commands, and the bytes of both; a line for each problem."""
+    [found] = catalogue.data_sets("wikitext103")
+
+    assert (found.here, found.num_bytes) == (False, 312_100_000)
+    assert found.command == f"{TEXT} {sets}/wikitext103 && {TOKENIZER} {sets}/gpt-neox-20b"
+    assert found.problem.split("\n") == tasks.text.missing("wikitext103")
+    assert len(found.problem.split("\n")) == 2
+
+
+def test_a_text_without_its_tokenizer_is_not_here(
+    sets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only what is missing is downloaded."""
+    put(*text_files(sets))
+
+    [found] = catalogue.data_sets("wikitext103")
+    lines = output(capsys, "data", "wikitext103")
+
+    command = f"{TOKENIZER} {sets}/gpt-neox-20b"
+    assert (found.here, found.num_bytes, found.command) == (False, 2_100_000, command)
+    assert lines[-1] == f"wikitext103  missing  2.1 MB   {command}"
+    assert "wikitext103 (missing)" in catalogue.heading("x", tasks.resolve("language_modeling"))
+
+
+def test_a_text_with_its_tokenizer_is_here(sets: Path) -> None:
+    put(*text_files(sets), sets / "gpt-neox-20b" / "tokenizer.json")
+
+    [found] = catalogue.data_sets("wikitext103")
+
+    assert (found.here, found.num_bytes, found.command, found.problem) == (True, 10, "", "")
+    assert "wikitext103 (here)" in catalogue.heading("x", tasks.resolve("language_modeling"))
+
+
+def test_unpacked_archives_of_librispeech_are_here(sets: Path) -> None:
+    """The task reads them as well as Parquet files."""
+    for name in ("train-clean-100", "dev-clean"):
+        put(sets / "librispeech" / "LibriSpeech" / name / "1" / "2" / "1-2.trans.txt")
+
+    [found] = catalogue.data_sets("librispeech")
+
+    assert tasks.librispeech.missing() == []
+    assert (found.here, found.place) == (True, str(sets / "librispeech"))
+    assert "librispeech (here)" in catalogue.heading("x", tasks.resolve("speech_recognition"))
+
+
+@pytest.mark.parametrize("name", tasks.data.SETS)
+def test_what_a_list_says_of_a_data_set_is_what_a_trial_would_be_refused_for(
+    sets: Path, name: str
+) -> None:
+    """Every task of ours that reads it lacks the same."""
+    readers = [
+        task_class
+        for task_class in map(tasks.resolve, tasks.REGISTRY)
+        if name in str(task_class.Config.model_fields.get("data"))
+    ]
+
+    assert readers
+    for each in readers:
+        assert each.missing(each.Config(data=name)) == catalogue.lacking(name) != []  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(

@@ -441,8 +441,9 @@ def test_data_sets_that_are_complete_are_named_and_parts_of_one_are_a_warning(
             (
                 "warning",
                 "data set cifar10: of the 2 files of split 'train' in "
-                f"{tmp_path}/mine/cifar10, counted from 0, these are not there: 0. It is "
-                f"downloaded with: {command} {tmp_path}/mine/cifar10",
+                f"{tmp_path}/mine/cifar10, counted from 0, these are not there: 0. What is "
+                f"not there is downloaded with (all of it is about 144 MB): {command} "
+                f"{tmp_path}/mine/cifar10",
                 "",
             ),
         ],

@@ -1,5 +1,6 @@
 """`results.plot`: each figure shows the numbers of the tables, and says what it cannot show."""
 
+import itertools
 import subprocess
 import sys
 
@@ -19,7 +20,7 @@ from orchestrator.figures_data import (
     scalar_heat,
     visible,
 )
-from orchestrator.figures_draw import CHANCE, short
+from orchestrator.figures_draw import CHANCE, heat_alone, short
 from orchestrator.figures_final import Final, draw_finals, finals, finals_table
 from orchestrator.figures_sheets import heat_sheet
 from orchestrator.figures_text import literal, shorter
@@ -535,6 +536,21 @@ def test_shortened_names_of_couplings_stay_apart():
     names = {c.group or c.name for c in transformer_couplings(12, 8, 2, 8)}
 
     assert len({short(name) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize(("count", "every"), [(70, 1), (71, 2), (140, 2), (141, 3)])
+def test_of_more_rows_than_have_room_for_names_every_nth_has_its_own(count, every):
+    """No number stands where a name would be."""
+    names = [f"layers.{i}.linear" for i in range(count)]
+    of = trials_table(("t0", "c0", 0, "completed"))
+    rows = [curve("t0", [0.5, 0.25], name, RANK) for name in names]
+    table = scalars_table(*itertools.chain.from_iterable(rows))
+
+    ax = heat_alone(None, scalar_heat(table, configurations(of, [])[0]), "rank")
+
+    places = [round(place) for place in ax.get_yticks()]
+    shown = dict(zip(places, (label.get_text() for label in ax.get_yticklabels()), strict=True))
+    assert shown == {i + 1: names[i] for i in range(0, count, every)}
 
 
 def test_configurations_come_in_the_order_of_their_parameters_with_what_varies():

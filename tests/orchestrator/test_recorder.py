@@ -1208,6 +1208,16 @@ def test_a_folder_whose_name_is_no_name_needs_one(tmp_path: Path) -> None:
     ]
 
 
+def test_a_reserved_parameter_is_named_also_where_the_folder_gives_no_name(tmp_path: Path) -> None:
+    """Both are said at once, and neither message begins with a name that is not there."""
+    found = problems(lambda: Recorder(tmp_path / "my results", params={"seed": 1}))
+
+    assert sorted(found)[1:] == [
+        "the trial has a parameter 'seed', a column of the trials table: rename it  @ params.seed"
+    ]
+    assert len(found) == 2
+
+
 def test_numbers_that_cannot_be_recorded_are_refused(tmp_path: Path) -> None:
     """All of a call at once, and then nothing of it is recorded."""
     with Recorder(tmp_path / "mine") as one:

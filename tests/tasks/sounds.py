@@ -50,10 +50,12 @@ def write_folder(home):
 def write_parquet(home, damaged=None, content=b"fLaC"):
     """The files of the hub: sound as bytes in a column of type Audio; one may be no sound.
 
-    Rows in the opposite order of `TEXTS`: the files of the hub are not sorted.
+    Rows in the opposite order of `TEXTS`: the files of the hub are not sorted. The first row of a
+    split is in a file of its own. Returns the file of every utterance.
     """
     from datasets import Audio, Dataset
 
+    files = {}
     for split, texts in TEXTS.items():
         rows = []
         for id_, text in reversed(texts.items()):
@@ -65,5 +67,9 @@ def write_parquet(home, damaged=None, content=b"fLaC"):
             rows.append({"file": f"{id_}.flac", "audio": audio, "text": text, "id": id_})
         folder = home / "librispeech" / "clean" / split
         folder.mkdir(parents=True)
-        table = Dataset.from_list(rows).cast_column("audio", Audio(decode=False))
-        table.to_parquet(str(folder / "0000.parquet"))
+        for number, some in enumerate(filter(None, (rows[:1], rows[1:]))):
+            file = folder / f"{number:04}.parquet"
+            table = Dataset.from_list(some).cast_column("audio", Audio(decode=False))
+            table.to_parquet(str(file))
+            files |= {row["id"]: file for row in some}
+    return files

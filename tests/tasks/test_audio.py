@@ -350,22 +350,27 @@ def test_a_damaged_file_is_named_and_nothing_is_left_behind(home):
 
 
 def test_damaged_sound_in_a_table_is_named(home):
-    write_parquet(home, damaged="1034-121119-0000")
-    where = f"{home / 'librispeech'}, split train.100, utterance 1034-121119-0000 cannot be read: "
+    files = write_parquet(home, damaged="1034-121119-0000")
+    file = files["1034-121119-0000"]
+    where = f"{file}, split train.100, utterance 1034-121119-0000 cannot be read: "
+    assert file.name == "0000.parquet"
 
     with pytest.raises(data.CorruptDataError, match=f"^{re.escape(where)}"):
         librispeech.utterances()
 
 
 def test_a_row_without_sound_is_named(home):
-    write_parquet(home, damaged="103-1240-0001", content=None)
+    """In the second file: the row is counted from the beginning of the first."""
+    files = write_parquet(home, damaged="103-1240-0001", content=None)
+    file = files["103-1240-0001"]
+    assert file.name == "0001.parquet"
 
     with pytest.raises(data.CorruptDataError) as caught:
         librispeech.utterances()
 
     assert str(caught.value) == (
-        f"{home / 'librispeech'}, split train.100, utterance 103-1240-0001: there is no sound, and "
-        "no path of a file with it. Download the data set again."
+        f"{file}, split train.100, utterance 103-1240-0001: there is no sound, and no path of a "
+        "file with it. Download the data set again."
     )
 
 

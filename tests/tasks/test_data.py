@@ -148,8 +148,9 @@ def test_a_split_that_is_missing_is_named_before_a_trial_asks_for_it(folder, any
     expected = (
         f"data set wikitext103: there is no split 'validation' in {folder / 'wikitext103'}: "
         "expected Parquet files such as validation-00000-of-00001.parquet, or a folder validation "
-        "of Dataset.save_to_disk. It is downloaded with: hf download Salesforce/wikitext "
-        "--repo-type dataset --include 'wikitext-103-v1/*' --local-dir "
+        "of Dataset.save_to_disk. What is not there is downloaded with (all of it is about 310 "
+        "MB): hf download Salesforce/wikitext --repo-type dataset "
+        "--include 'wikitext-103-v1/*' --local-dir "
         f"{folder / 'wikitext103'}"
     )
 
@@ -166,7 +167,8 @@ def test_a_download_that_was_interrupted_is_named(folder):
         write(table(number), here / f"train-0000{number}-of-00004.parquet")
     expected = (
         f"data set mnist: of the 4 files of split 'train' in {here}, counted from 0, these are not "
-        "there: 1, 3. It is downloaded with: hf download ylecun/mnist --repo-type dataset "
+        "there: 1, 3. What is not there is downloaded with (all of it is about 18 MB): "
+        "hf download ylecun/mnist --repo-type dataset "
         f"--local-dir {folder / 'mnist'}"
     )
 

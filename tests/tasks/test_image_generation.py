@@ -270,15 +270,23 @@ def test_sampling_refuses_what_it_cannot_do():
         ),
         (
             {"batch_size": 28},
-            "batch_size (28) exceeds the 27 training images; write null to take all of them",
+            "batch_size (28) exceeds the 27 training images; set it to null to train on all of "
+            "them",
         ),
         (
             {"train_examples": 28},
-            "train_examples (28) exceeds the 27 training images; write null to take all of them",
+            "train_examples (28) exceeds the 27 training images; set it to null to take metrics on "
+            "all of them",
         ),
         (
             {"batch_size": None, "order_seed": 1},
             "order_seed has no effect without batch_size: every step takes all training images",
+        ),
+        (
+            {"batch_size": None, "train_examples": 28, "order_seed": 3, "micro_batches": 2},
+            "train_examples (28) exceeds the 27 training images; set it to null to take metrics on "
+            "all of them; order_seed has no effect without batch_size: every step takes all "
+            "training images; micro_batches (2) does not divide the 27 examples of a step",
         ),
         ({"micro_batches": 3}, "micro_batches (3) does not divide the 8 examples of a step"),
         (
