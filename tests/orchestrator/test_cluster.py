@@ -26,13 +26,13 @@ from orchestrator.placement import Placement
 from orchestrator.store import Store
 from orchestrator.sweep import Sweep, load
 from orchestrator.trial import Context
-from tests.orchestrator.test_resume import SWEEP, Sandbox
+from tests.orchestrator.test_resume import SHORT, Sandbox
 from tests.stores import canonical
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-SHORT = SWEEP.replace("seeds: 2", "seeds: 1")
-"""Two trials, of some seconds each."""
+BRIEF = SHORT.replace("steps: 6000", "steps: 600")
+"""Two trials of a second each. What is to happen while one runs, happens while it is held."""
 
 PATIENCE = 240.0
 """Seconds that a test waits for what must happen; nothing here waits for time to pass."""
@@ -46,30 +46,68 @@ def eventually(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A variable of this process, and so of the nodes that are started from it."""
+    folder = tmp_path_factory.mktemp("faults")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAULTS", str(folder))
+        yield folder
+
+
 @pytest.fixture
-def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    """Its variables are those of this process, and so of the nodes that are started from it."""
-    made = Sandbox(tmp_path / "s", SHORT)
-    monkeypatch.setenv("FAULTS", str(made.faults))
-    monkeypatch.setenv("STORE", str(made.root))
+def sandbox(tmp_path: Path, faults: Path) -> Sandbox:
+    """Its folder of faults is every test's in turn, for a head outlives a test."""
+    made = Sandbox(tmp_path / "s", BRIEF)
+    made.faults = faults
+    for path in faults.iterdir():
+        path.unlink()
     return made
 
 
-@pytest.fixture
-def cluster(sandbox: Sandbox) -> Iterator[Cluster]:
+@contextlib.contextmanager
+def one_head() -> Iterator[Cluster]:
     """A head with room for one trial; every test adds the nodes that it needs."""
     made = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 1, "include_dashboard": False},
     )
-    yield made
-    made.shutdown()
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def lasting(faults: Path) -> Iterator[Cluster]:
+    with one_head() as made:
+        yield made
+
+
+@pytest.fixture
+def cluster(lasting: Cluster, sandbox: Sandbox) -> Iterator[Cluster]:
+    """A head that serves one test after another; the nodes that a test has added go with it."""
+    yield lasting
+    for node in list(lasting.worker_nodes):
+        lasting.remove_node(node)  # it says good-bye: the head need not find out by itself
+
+    def alone() -> bool:
+        return sum(node["Alive"] for node in lasting.global_state.node_table()) == 1
+
+    eventually(alone, "the head knows that they are gone")
+
+
+@pytest.fixture
+def mortal(sandbox: Sandbox) -> Iterator[Cluster]:
+    """A head that does not outlive its test."""
+    with one_head() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """The tables of the same sweep in one process without Ray."""
-    sandbox = Sandbox(tmp_path_factory.mktemp("undisturbed") / "s", SHORT)
+    sandbox = Sandbox(tmp_path_factory.mktemp("undisturbed") / "s", BRIEF)
     done = sandbox.sweep("run", "toy.yaml", "--in-process")
     assert done.returncode == 0, done.stderr
     return sandbox.tables()
@@ -97,6 +135,11 @@ def begun(sandbox: Sandbox) -> list[int]:
     return [int(path.name.split("-")[2]) for path in sandbox.faults.glob("start-*")]
 
 
+def release(sandbox: Sandbox) -> None:
+    """Let the trials go on that were held by `order("hold")`."""
+    (sandbox.faults / "hold").unlink(missing_ok=True)
+
+
 def start(sandbox: Sandbox, *arguments: str, stderr: Path | None = None) -> subprocess.Popen[str]:
     """Begin `sweep`; what it says goes to a file, or is kept until it is asked for."""
     with stderr.open("w") if stderr else contextlib.nullcontext(subprocess.PIPE) as said:
@@ -115,10 +158,12 @@ def test_a_node_that_dies_in_mid_sweep_costs_its_trials_an_attempt_and_no_more(
     """`sweep run --address`: the other node goes on, and the tables are those of a quiet run."""
     other = cluster.add_node(num_cpus=1)
     raylet = raylet_of(other)
+    sandbox.order("hold")
     running = start(sandbox, "run", "toy.yaml", "--address", cluster.address)
     try:
         eventually(lambda: any(on_node(raylet, pid) for pid in begun(sandbox)), "a trial there")
         cluster.remove_node(other, allow_graceful=False)
+        release(sandbox)
         _, said = running.communicate(timeout=PATIENCE)
     finally:
         running.kill()
@@ -176,6 +221,7 @@ def driving(sandbox: Sandbox, cluster: Cluster, placement: Placement) -> Iterato
         try:
             yield driven
         finally:
+            release(sandbox)
             thread.join(PATIENCE)
             assert not thread.is_alive()
 
@@ -199,7 +245,7 @@ def test_the_pool_grows_into_a_node_that_joins_and_leaves_it_when_there_is_no_mo
     # One trial that is three times as long as the others, and the last to begin.
     text = (sandbox.folder / "toy.yaml").read_text()
     text = text.replace("weight_decay: [0.0, 1.0]", "steps: [3000, 3001, 9000]")
-    (sandbox.folder / "toy.yaml").write_text(text.replace("steps: 6000, ", ""))
+    (sandbox.folder / "toy.yaml").write_text(text.replace("steps: 600, ", ""))
 
     with driving(sandbox, cluster, CPU) as driven:
         eventually(lambda: len(driven.started) == 1, "the first trial on the head")
@@ -225,6 +271,7 @@ def test_a_worker_that_falls_silent_is_given_up_and_its_trial_runs_elsewhere(
 ) -> None:
     """A frozen process (SIGSTOP) answers no heartbeat; what it held is not waited for."""
     monkeypatch.setattr(pools, "SILENT_SECONDS", 15.0)
+    sandbox.order("hold")
 
     with driving(sandbox, cluster, CPU) as driven:
         eventually(lambda: len(begun(sandbox)) == 1, "a trial")
@@ -245,9 +292,10 @@ def test_shares_of_a_gpu_run_side_by_side_and_whole_bundles_one_by_one(
     """Two logical GPUs, on a node without one: Ray keeps the count, and the pool asks for two."""
     cluster.add_node(num_cpus=4, num_gpus=2, resources={"v100": 2})
     placement = Placement("cpu", 1, gpus, (("v100", 1.0),), workers=2, most=4)
+    sandbox.order("hold")
 
     with driving(sandbox, cluster, placement) as driven:
-        pass
+        eventually(lambda: len(begun(sandbox)) == at_once, "as many as there is room for")
 
     assert driven.outcome is not None
     assert driven.outcome.statuses == {"completed": 2}
@@ -290,11 +338,11 @@ def test_a_bad_node_that_joins_late_is_not_the_end_of_the_others(
     )
     try:
         eventually(lambda: "a worker is of no use" in heard.read_text(), "it refuses")
-        (sandbox.faults / "hold").unlink()
+        release(sandbox)
         running.wait(timeout=PATIENCE)
     finally:
         running.kill()
-        os.killpg(late.pid, signal.SIGKILL)
+        os.killpg(late.pid, signal.SIGTERM)
         late.wait()
         shutil.rmtree(short, ignore_errors=True)
 
@@ -315,10 +363,11 @@ cli.main()
 
 
 def test_a_head_that_dies_is_noticed_before_ray_ends_the_driver(
-    sandbox: Sandbox, cluster: Cluster
+    sandbox: Sandbox, mortal: Cluster
 ) -> None:
     """Only the head's own process is killed; the nodes go on for a minute without it."""
-    command = [sys.executable, "-c", IMPATIENT, "run", "toy.yaml", "--address", cluster.address]
+    sandbox.order("hold")
+    command = [sys.executable, "-c", IMPATIENT, "run", "toy.yaml", "--address", mortal.address]
     running = subprocess.Popen(
         command,
         cwd=sandbox.folder,
@@ -327,24 +376,25 @@ def test_a_head_that_dies_is_noticed_before_ray_ends_the_driver(
         text=True,
     )
     eventually(lambda: len(begun(sandbox)) == 1, "a trial")
-    [head] = cluster.head_node.all_processes["gcs_server"]
+    [head] = mortal.head_node.all_processes["gcs_server"]
     head.process.kill()
     _, said = running.communicate(timeout=PATIENCE)
 
     assert running.returncode == 3, said
-    assert f"to resume: sweep run toy.yaml --address {cluster.address}\n" in said
+    assert f"to resume: sweep run toy.yaml --address {mortal.address}\n" in said
     assert (
         "error: the head of the cluster does not answer any more. Everything committed is kept; "
         "start the cluster, then run the same command again.\n"
     ) in said
 
 
-def test_a_driver_whose_node_dies_says_so(sandbox: Sandbox, cluster: Cluster) -> None:
+def test_a_driver_whose_node_dies_says_so(sandbox: Sandbox, mortal: Cluster) -> None:
     """Ray ends such a process at once; its parent has the exit code and the last word."""
-    running = start(sandbox, "run", "toy.yaml", "--address", cluster.address)
+    sandbox.order("hold")
+    running = start(sandbox, "run", "toy.yaml", "--address", mortal.address)
     eventually(lambda: len(begun(sandbox)) == 1, "a trial on the head")
-    address = cluster.address
-    cluster.shutdown()
+    address = mortal.address
+    mortal.shutdown()
     _, said = running.communicate(timeout=PATIENCE)
 
     assert running.returncode == 3, said

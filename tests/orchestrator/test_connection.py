@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -104,6 +105,18 @@ def test_the_mode_without_a_token_is_told_apart(ray: Cluster, folder: Path) -> N
     )
 
 
+JOIN = """
+import json, sys
+from orchestrator import connection
+from orchestrator.errors import UserError
+for address in sys.argv[1:]:
+    try:
+        connection.join(address)
+    except UserError as error:
+        print(json.dumps(str(error)), flush=True)
+"""
+
+
 def test_the_ports_of_a_cluster_are_told_apart(ray: Cluster, folder: Path) -> None:
     """Each of the three in place of another: the message has the right address."""
     client = ray.client.removeprefix("ray://")
@@ -120,11 +133,19 @@ def test_the_ports_of_a_cluster_are_told_apart(ray: Cluster, folder: Path) -> No
         ray.dashboard: "this is a dashboard, through which a sweep is sent as a job: sweep submit "
         f"FILE --address {ray.dashboard}. To run the driver here, join the cluster with {FORMS}.",
     }
-    for address, message in expected.items():
-        assert refusal(run(folder, address, **ray.credentials)) == f"--address {address}: {message}"
+    done = subprocess.run(
+        [sys.executable, "-c", JOIN, *expected],
+        env={**os.environ, **ray.credentials, "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert said == [f"--address {a}: {message}" for a, message in expected.items()], done.stderr
 
 
-def test_an_address_without_a_listener_is_told_apart(folder: Path) -> None:
+def test_an_address_without_a_listener_is_told_apart() -> None:
     """A closed port, an unknown host, and no Ray on this machine at all."""
     [port] = free_ports(1)
     advice = (
@@ -133,13 +154,14 @@ def test_an_address_without_a_listener_is_told_apart(folder: Path) -> None:
     )
     closed, unknown = f"ray://127.0.0.1:{port}", "ray://no-such-host.invalid"
 
-    assert refusal(run(folder, closed)) == (
-        f"--address {closed}: no answer: connection refused. {advice}"
-    )
-    assert refusal(run(folder, unknown)) == (
-        f"--address {unknown}: no answer: the host is not known. {advice}"
-    )
-    assert refusal(run(folder, "nonsense")) == f"--address nonsense: expected {FORMS}."
+    for address, message in {
+        closed: f"no answer: connection refused. {advice}",
+        unknown: f"no answer: the host is not known. {advice}",
+        "nonsense": f"expected {FORMS}.",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            connection.join(address)
+        assert str(caught.value) == f"--address {address}: {message}"
 
 
 def test_a_host_that_swallows_everything_is_given_up_soon(

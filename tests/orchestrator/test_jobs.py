@@ -19,7 +19,8 @@ from orchestrator import checkpoints, mlflow_access
 from orchestrator.job import for_the_head
 from orchestrator.store import Store
 from tests.clusters import Cluster, cluster, links, wait_until
-from tests.orchestrator.test_resume import SWEEP, Sandbox
+from tests.orchestrator.conftest import Call
+from tests.orchestrator.test_resume import SHORT, SWEEP, Sandbox
 from tests.orchestrator.test_shipping import install, make_project
 from tests.stores import canonical
 
@@ -92,10 +93,9 @@ def ray(shared: Path) -> Iterator[Cluster]:
 
 def test_a_killed_job_is_continued_by_the_next(ray: Cluster, shared: Path, tmp_path: Path) -> None:
     """SIGKILL of the driver on the cluster; the next job resumes, and the tables are the same."""
-    sweep = SWEEP.replace("seeds: 2", "seeds: 1")
-    here = Sandbox(tmp_path / "undisturbed", sweep)
+    here = Sandbox(tmp_path / "undisturbed", SHORT)
     assert here.sweep("run", "toy.yaml", "--in-process").returncode == 0
-    there = Submitter(shared / "s", ray, sweep)
+    there = Submitter(shared / "s", ray, SHORT)
     there.faults = shared / "faults"
     there.order("kill-driver")
 
@@ -289,7 +289,7 @@ def test_in_a_job_a_refusal_names_the_head() -> None:
     )
 
 
-def test_bad_addresses_end_with_exit_code_2(ray: Cluster, tmp_path: Path) -> None:
+def test_bad_addresses_end_with_exit_code_2(ray: Cluster, tmp_path: Path, call: Call) -> None:
     """The whole list is in test_dashboard.py; here are Ray's own ports, and nothing is sent."""
     there = Submitter(tmp_path / "s", ray)
     del there.environment["RAY_AUTH_TOKEN"]
@@ -304,7 +304,7 @@ def test_bad_addresses_end_with_exit_code_2(ray: Cluster, tmp_path: Path) -> Non
         "prints it)\n"
     )
     for address in (ray.client, f"http://{ray.gcs}", ray.client.replace("ray://", "http://")):
-        done = there.sweep("submit", "toy.yaml", "--address", address)
+        done = call(there.folder, "submit", "toy.yaml", "--address", address)
         assert done.returncode == 2
         assert "dashboard" in done.stderr
         assert "Traceback" not in done.stderr

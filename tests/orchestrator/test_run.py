@@ -11,7 +11,8 @@ import pytest
 from orchestrator import files
 from orchestrator.results import Results
 from orchestrator.store import Store
-from tests.orchestrator.test_resume import Sandbox
+from tests.orchestrator.conftest import Call
+from tests.orchestrator.test_resume import SHORT, Sandbox
 
 QUICK = """
 name: toy
@@ -22,6 +23,7 @@ seeds: 2
 snapshots: {{every: 100}}
 tracking: none
 """
+DECOYS = ("tasks.py", "spectral.py", "orchestrator.py")
 
 
 @pytest.fixture
@@ -29,45 +31,92 @@ def sandbox(tmp_path: Path) -> Sandbox:
     return Sandbox(tmp_path / "s", QUICK)
 
 
+@pytest.fixture(scope="module")
+def once_finished(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """Every trial has a result; to be copied."""
+    sandbox = Sandbox(tmp_path_factory.mktemp("finished") / "s", QUICK)
+    done = sandbox.sweep("run", "toy.yaml", "--in-process")
+    assert done.returncode == 0, done.stderr
+    assert len(sandbox.start_steps()) == 4
+    return sandbox
+
+
+@pytest.fixture
+def finished(tmp_path: Path, once_finished: Sandbox) -> Sandbox:
+    return once_finished.copy(tmp_path / "s")
+
+
 def statuses(sandbox: Sandbox) -> list[str]:
     return sorted(Store.open(sandbox.root).commits()["status"].to_pylist())
 
 
-def test_a_second_run_of_a_finished_sweep_does_nothing(sandbox: Sandbox) -> None:
+def test_a_second_run_of_a_finished_sweep_does_nothing(finished: Sandbox) -> None:
     """Running the same file again is resuming; with every result there, no trial is started."""
-    first = sandbox.sweep("run", "toy.yaml", "--in-process")
-    second = sandbox.sweep("run", "toy.yaml", "--in-process")
+    second = finished.sweep("run", "toy.yaml", "--in-process")
 
-    assert (first.returncode, second.returncode) == (0, 0)
-    assert len(sandbox.start_steps()) == 4
+    assert second.returncode == 0
+    assert len(finished.start_steps()) == 4
     assert "toy: 4 trials, 4 already done" in second.stderr
 
 
-def test_an_extended_sweep_runs_only_what_is_new(sandbox: Sandbox) -> None:
+def test_an_extended_sweep_runs_only_what_is_new(finished: Sandbox) -> None:
     """A seed more costs the trials of that seed; the others keep their ids and results."""
-    sandbox.sweep("run", "toy.yaml", "--in-process")
-    text = (sandbox.folder / "toy.yaml").read_text()
-    (sandbox.folder / "toy.yaml").write_text(text.replace("seeds: 2", "seeds: 3"))
+    text = (finished.folder / "toy.yaml").read_text()
+    (finished.folder / "toy.yaml").write_text(text.replace("seeds: 2", "seeds: 3"))
 
-    done = sandbox.sweep("run", "toy.yaml", "--in-process")
+    done = finished.sweep("run", "toy.yaml", "--in-process")
 
     assert done.returncode == 0, done.stderr
-    assert len(sandbox.start_steps()) == 6
-    assert Results.open(sandbox.root).trials().num_rows == 6
+    assert len(finished.start_steps()) == 6
+    assert Results.open(finished.root).trials().num_rows == 6
 
 
-@pytest.mark.ray
-def test_an_exception_in_task_code_fails_its_trial_alone(sandbox: Sandbox) -> None:
-    """The others finish; the message has the cause and the command that re-runs it alone."""
+@pytest.fixture(scope="module")
+def with_ray(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Sandbox, subprocess.CompletedProcess[str]]:
+    """A run on this machine's workers: one trial raises, and decoys lie in the working directory.
+
+    Ray starts once for the tests that look at what became of it.
+    """
+    sandbox = Sandbox(tmp_path_factory.mktemp("ray") / "s", QUICK)
     sandbox.order("raise")
     with (sandbox.folder / "toy.yaml").open("a") as file:
         file.write("data: sets\n")
+    for name in DECOYS:
+        (sandbox.folder / name).write_text("raise SystemExit('the decoy was imported')\n")
+    return sandbox, sandbox.sweep("run", "toy.yaml")
 
-    done = sandbox.sweep("run", "toy.yaml")
+
+@pytest.mark.ray
+def test_a_users_own_module_called_tasks_does_no_harm(
+    with_ray: tuple[Sandbox, subprocess.CompletedProcess[str]],
+) -> None:
+    """Ray would put the working directory first on the workers' path; ours must not be shadowed."""
+    sandbox, done = with_ray
+
+    assert "decoy" not in done.stderr
+    assert statuses(sandbox).count("completed") >= 3
+
+
+@pytest.mark.ray
+def test_a_worker_looks_for_data_where_the_file_says(
+    with_ray: tuple[Sandbox, subprocess.CompletedProcess[str]],
+) -> None:
+    """In the folder as the user meant it: workers stand elsewhere."""
+    sandbox, _ = with_ray
+
+    assert (sandbox.faults / "data-folder").read_text() == str(sandbox.folder / "sets")
+
+
+@pytest.mark.ray
+def test_an_exception_in_task_code_fails_its_trial_alone(
+    with_ray: tuple[Sandbox, subprocess.CompletedProcess[str]],
+) -> None:
+    """The others finish; the message has the cause and the command that re-runs it alone."""
+    sandbox, done = with_ray
 
     assert done.returncode == 1
-    # where a worker, who stands elsewhere, looks for data sets
-    assert (sandbox.faults / "data-folder").read_text() == str(sandbox.folder / "sets")
     assert statuses(sandbox) == ["completed", "completed", "completed", "failed"]
     [row] = [
         row for row in Store.open(sandbox.root).commits().to_pylist() if row["status"] == "failed"
@@ -161,9 +210,9 @@ def test_set_is_stored_with_the_file(sandbox: Sandbox) -> None:
     assert set(Results.open(sandbox.root).trials()["last_step"].to_pylist()) == {50}
 
 
-def test_changed_task_code_is_noticed(sandbox: Sandbox) -> None:
+def test_changed_task_code_is_noticed(finished: Sandbox) -> None:
     """The user decides: keep the results, or run them again; comments change nothing."""
-    sandbox.sweep("run", "toy.yaml", "--in-process")
+    sandbox = finished
     path = sandbox.folder / "faulty_task.py"
     path.write_text("# a comment more\n" + path.read_text())
     assert sandbox.sweep("run", "toy.yaml", "--in-process").returncode == 0
@@ -205,7 +254,7 @@ def test_code_edited_while_the_sweep_runs_is_not_mixed_in(sandbox: Sandbox) -> N
     assert statuses(sandbox) == ["completed"]
 
 
-def test_rerun_runs_a_trial_again_whatever_became_of_it(sandbox: Sandbox) -> None:
+def test_rerun_runs_a_trial_again_whatever_became_of_it(sandbox: Sandbox, call: Call) -> None:
     """Failed, then completed, then run again: its result is replaced, the others stay."""
     one = "weight_decay=0.0,seed=0"
     sandbox.order("raise")
@@ -213,8 +262,9 @@ def test_rerun_runs_a_trial_again_whatever_became_of_it(sandbox: Sandbox) -> Non
     sandbox.sweep("run", "toy.yaml", "--in-process", "--retry", "failed")
     before = sandbox.tables()
 
-    outside = sandbox.sweep("run", "toy.yaml", "--only", one, "--rerun", "weight_decay=1.0,seed=0")
-    both = sandbox.sweep("run", "toy.yaml", "--keep", "--rerun", "changed")
+    two = "weight_decay=1.0,seed=0"
+    outside = call(sandbox.folder, "run", "toy.yaml", "--only", one, "--rerun", two)
+    both = call(sandbox.folder, "run", "toy.yaml", "--keep", "--rerun", "changed")
     again = sandbox.sweep("run", "toy.yaml", "--in-process", "--rerun", one)
 
     assert (outside.returncode, both.returncode) == (2, 2)
@@ -226,31 +276,20 @@ def test_rerun_runs_a_trial_again_whatever_became_of_it(sandbox: Sandbox) -> Non
     assert sandbox.tables() == before
 
 
-def test_a_second_driver_is_refused(sandbox: Sandbox) -> None:
+def test_a_second_driver_is_refused(finished: Sandbox) -> None:
     """Exit 2 and nothing launched, while another driver holds the store."""
-    sandbox.sweep("run", "toy.yaml", "--in-process", "--only", "weight_decay=0,seed=0")
-    lock = files.DriverLock(sandbox.root / "epochs" / "driver.lock")
+    text = (finished.folder / "toy.yaml").read_text()
+    (finished.folder / "toy.yaml").write_text(text.replace("seeds: 2", "seeds: 3"))
+    lock = files.DriverLock(finished.root / "epochs" / "driver.lock")
     lock.acquire()
     try:
-        done = sandbox.sweep("run", "toy.yaml", "--in-process")
+        done = finished.sweep("run", "toy.yaml", "--in-process")
     finally:
         lock.release()
 
     assert done.returncode == 2
-    assert f"error: {sandbox.root / 'epochs'} is in use by another driver: process " in done.stderr
-    assert len(sandbox.start_steps()) == 1
-
-
-@pytest.mark.ray
-def test_a_users_own_module_called_tasks_does_no_harm(sandbox: Sandbox) -> None:
-    """Ray would put the working directory first on the workers' path; ours must not be shadowed."""
-    for name in ("tasks.py", "spectral.py", "orchestrator.py"):
-        (sandbox.folder / name).write_text("raise SystemExit('the decoy was imported')\n")
-
-    done = sandbox.sweep("run", "toy.yaml")
-
-    assert done.returncode == 0, done.stderr
-    assert statuses(sandbox) == ["completed"] * 4
+    assert f"error: {finished.root / 'epochs'} is in use by another driver: process " in done.stderr
+    assert len(finished.start_steps()) == 4
 
 
 @pytest.mark.parametrize(
@@ -273,12 +312,12 @@ def test_a_users_own_module_called_tasks_does_no_harm(sandbox: Sandbox) -> None:
     ids=["cpus", "gpus", "task", "storage"],
 )
 def test_what_cannot_run_is_refused_before_the_launch(
-    tmp_path: Path, change: tuple[str, str], message: str
+    tmp_path: Path, call: Call, change: tuple[str, str], message: str
 ) -> None:
     """Exit 2, the message says how many there are, and no folder appears."""
     sandbox = Sandbox(tmp_path / "s", QUICK.replace(*change))
 
-    done = sandbox.sweep("run", "toy.yaml")
+    done = call(sandbox.folder, "run", "toy.yaml")
 
     assert done.returncode == 2
     assert done.stderr.startswith("error: toy.yaml: 1 problem\n")
@@ -286,9 +325,9 @@ def test_what_cannot_run_is_refused_before_the_launch(
     assert not sandbox.root.exists()
 
 
-def test_a_folder_of_another_task_is_refused(sandbox: Sandbox) -> None:
+def test_a_folder_of_another_task_is_refused(finished: Sandbox) -> None:
     """One results folder, one task."""
-    sandbox.sweep("run", "toy.yaml", "--in-process")
+    sandbox = finished
     code = (sandbox.folder / "faulty_task.py").read_text()
     (sandbox.folder / "faulty_task.py").write_text(code.replace("class Faulty", "class Other"))
     text = (sandbox.folder / "toy.yaml").read_text()
@@ -303,12 +342,12 @@ def test_a_folder_of_another_task_is_refused(sandbox: Sandbox) -> None:
     )
 
 
-def test_a_folder_that_is_not_ours_is_refused(sandbox: Sandbox) -> None:
+def test_a_folder_that_is_not_ours_is_refused(sandbox: Sandbox, call: Call) -> None:
     """Somebody's files are never mixed with results."""
     sandbox.root.mkdir(parents=True)
     (sandbox.root / "thesis.tex").write_text("")
 
-    done = sandbox.sweep("run", "toy.yaml", "--in-process")
+    done = call(sandbox.folder, "run", "toy.yaml", "--in-process")
 
     assert done.returncode == 2
     assert done.stderr == (
@@ -317,12 +356,12 @@ def test_a_folder_that_is_not_ours_is_refused(sandbox: Sandbox) -> None:
     )
 
 
-def test_a_tracking_folder_is_refused_by_plan_and_run_alike(tmp_path: Path) -> None:
+def test_a_tracking_folder_is_refused_by_plan_and_run_alike(tmp_path: Path, call: Call) -> None:
     """MLflow's file store is gone; the message is part of the file's problems."""
     sandbox = Sandbox(tmp_path / "s", QUICK.replace("tracking: none", "tracking: {{uri: ./runs}}"))
 
     for command in ("plan", "run"):
-        done = sandbox.sweep(command, "toy.yaml")
+        done = call(sandbox.folder, command, "toy.yaml")
         assert done.returncode == 2
         assert done.stderr.startswith("error: toy.yaml: 1 problem\n  ")
         assert done.stderr.endswith("  @ $.tracking.uri\n")
@@ -331,10 +370,10 @@ def test_a_tracking_folder_is_refused_by_plan_and_run_alike(tmp_path: Path) -> N
 
 def test_a_full_disk_stops_the_sweep_and_loses_nothing(tmp_path: Path) -> None:
     """Exit 3, the message says what to do; with room again the same command finishes it."""
-    sandbox = Sandbox(tmp_path / "s")  # the sweep of test_resume: checkpoints and many rows
+    sandbox = Sandbox(tmp_path / "s", SHORT)  # of test_resume: checkpoints and many rows
     volume = sandbox.folder / "results"
     volume.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(volume)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", str(volume)]
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("a small file system cannot be mounted here (needs root)")
     try:
@@ -353,8 +392,8 @@ def test_a_full_disk_stops_the_sweep_and_loses_nothing(tmp_path: Path) -> None:
     assert "to resume: sweep run toy.yaml --in-process\n" in full.stderr
     assert "Traceback" not in full.stderr
     assert again.returncode == 0, again.stderr
-    assert len(tables["trials"]) == 4
-    assert len(tables["scalars"]) == 4 * (121 * 2 + 13 * 2 * 24)
+    assert len(tables["trials"]) == 2
+    assert len(tables["scalars"]) == 2 * (121 * 2 + 13 * 2 * 24)
 
 
 @pytest.mark.parametrize(
